@@ -1,0 +1,140 @@
+"""What a training step costs: time, memory, samples sent through the network."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Duration:
+    wall: float
+    cpu: float
+
+
+@dataclass(frozen=True)
+class Instant:
+    wall: float
+    cpu: float
+    """User and system time of all threads of this process."""
+
+    @classmethod
+    def now(cls) -> Instant:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return cls(time.perf_counter(), time.process_time())
+
+    def until(self, end: Instant) -> Duration:
+        return Duration(end.wall - self.wall, end.cpu - self.cpu)
+
+
+class Memory:
+    """Peak above what is in use at the start: of the process on the CPU, of torch's allocator on a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        gc.collect()
+        if self.cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            self.start = torch.cuda.memory_allocated()
+            return
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)  # what was freed by then is not in use
+            CLEAR_REFS.write_text("5")  # the high-water mark begins here
+        self.start = _resident("VmRSS")
+
+    def added(self) -> int:
+        """Bytes."""
+        peak = torch.cuda.max_memory_allocated() if self.cuda else _resident("VmHWM")
+        return peak - self.start
+
+
+def _resident(field_name: str) -> int:
+    if not STATUS.exists():  # no /proc: the peak of the whole life, and so of loading too
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    line = next(x for x in STATUS.read_text().splitlines() if x.startswith(field_name + ":"))
+    return int(line.split()[1]) * 1024
+
+
+class Turns:
+    """Threads that take turns: one step each."""
+
+    def __init__(self, count: int) -> None:
+        self.waiting = [threading.Semaphore(0) for _ in range(count)]
+
+    def start(self) -> None:
+        self.waiting[0].release()
+
+    def wait(self, i: int) -> None:
+        self.waiting[i].acquire()
+
+    def hand_on(self, i: int) -> None:
+        self.waiting[(i + 1) % len(self.waiting)].release()
+
+
+@dataclass
+class Meter:
+    """Ends a step where an optimizer of this thread has made its step, whoever's loop that is.
+
+    After each step two passes through the network without gradient are timed: on a machine that others use
+    too, a step compares with what runs right beside it.
+    """
+
+    network: type[nn.Module]
+    device: torch.device
+    forward: Callable[[], None]
+    """One pass of the same batch without gradient and without adapter."""
+    pause: Callable[[], None] = lambda: None
+    """Called between the steps."""
+    steps: list[Duration] = field(default_factory=list)
+    floors: list[Duration] = field(default_factory=list)
+    """Of each step: the time of two passes."""
+    samples: int = 0
+    """Rows that the first step sent through the network, recomputation not counted."""
+    added_memory: int = 0
+
+    def __enter__(self) -> Meter:
+        self._memory = Memory(self.device)
+        self._counting = register_module_forward_pre_hook(self._count)
+        self._ending = register_optimizer_step_post_hook(self._end)
+        self._thread = threading.get_ident()
+        self._start = Instant.now()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.added_memory = self._memory.added()
+        self._counting.remove()
+        self._ending.remove()
+
+    def _count(self, module: nn.Module, args: tuple) -> None:
+        if type(module) is self.network:
+            self.samples += len(args[0])
+
+    def _end(self, *_: object) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        self._counting.remove()  # it is in the way of every module's call
+        end = Instant.now()
+        self.steps.append(self._start.until(end))
+        self.forward()
+        self.forward()
+        self.floors.append(end.until(Instant.now()))
+        self.pause()
+        self._start = Instant.now()

@@ -1,0 +1,42 @@
+"""One file a node. `NODES` is what ComfyUI gets."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import routes
+from .apply_lora import ApplyLoRA
+from .caption_images import CaptionImages
+from .compare_baseline import CompareBaseline
+from .load_dataset import LoadDataset
+from .load_run import LoadRun
+from .lora_adapter import LoRAAdapter
+from .prior_preservation import PriorPreservation
+from .train_lora import TrainLoRA
+from .train_memory import TrainMemory
+from .train_objective import TrainObjective
+from .train_optimizer import TrainOptimizer
+from .train_preview import TrainPreview
+
+NODES: list[type[io.ComfyNode]] = [
+    LoadDataset,
+    CaptionImages,
+    TrainLoRA,
+    ApplyLoRA,
+    CompareBaseline,
+    LoRAAdapter,
+    TrainObjective,
+    TrainOptimizer,
+    TrainMemory,
+    TrainPreview,
+    PriorPreservation,
+    LoadRun,
+]
+
+
+class InGraphLoraExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        routes.register()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

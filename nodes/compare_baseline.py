@@ -1,0 +1,133 @@
+"""CompareBaseline: same prompts, same seeds, with and without the LoRA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..trainer.compare import Row, comparison_grid, parse_strengths, report
+from ..trainer.errors import ConfigError
+from ..trainer.host.lora import apply_lora
+from ..trainer.host.progress import NodeProgress
+from ..trainer.host.sample import SAMPLERS, SCHEDULERS, SampleSettings, encode_prompt, sample_image
+from .sockets import CATEGORY, LoraModel
+
+
+class CompareBaseline(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CompareBaseline",
+            display_name="Compare Baseline",
+            category=CATEGORY,
+            description="Samples each prompt with and without the LoRA, same seeds, side by side.",
+            search_aliases=["before after", "xy plot", "lora strength", "compare"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model without the LoRA."),
+                io.Clip.Input("clip", tooltip="The text encoder without the LoRA."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
+                LoraModel.Input("lora", tooltip="The LoRA to judge, from Train LoRA."),
+                io.String.Input(
+                    "prompts",
+                    default="a photo",
+                    multiline=True,
+                    tooltip="One prompt a line. Each gets a row.",
+                ),
+                io.String.Input(
+                    "negative", default="", tooltip="Negative prompt, the same for every picture."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Seed of the first picture of each prompt; the next ones count up.",
+                ),
+                io.Int.Input("images_per_prompt", default=1, min=1, max=64, tooltip="Rows for each prompt."),
+                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps."),
+                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance scale."),
+                io.Combo.Input("sampler_name", options=SAMPLERS, default="euler", tooltip="As in KSampler."),
+                io.Combo.Input("scheduler", options=SCHEDULERS, default="normal", tooltip="As in KSampler."),
+                io.Int.Input("width", default=512, min=64, max=8192, step=8, tooltip="Width in pixels."),
+                io.Int.Input("height", default=512, min=64, max=8192, step=8, tooltip="Height in pixels."),
+                io.String.Input(
+                    "strengths",
+                    default="0, 1",
+                    advanced=True,
+                    tooltip="One column for each. 0 is the untouched model and always comes first.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="grid", tooltip="All pictures, labelled."),
+                io.Image.Output(display_name="baseline", tooltip="The pictures without the LoRA."),
+                io.Image.Output(display_name="trained", tooltip="The pictures at the last strength."),
+                io.String.Output(
+                    display_name="report", tooltip="How far the LoRA moves each picture (Markdown)."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        lora: dict[str, Any],
+        prompts: str,
+        negative: str,
+        seed: int,
+        images_per_prompt: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        width: int,
+        height: int,
+        strengths: str,
+    ) -> io.NodeOutput:
+        columns = parse_strengths(strengths)
+        lines = [line.strip() for line in prompts.splitlines() if line.strip()]
+        if not lines:
+            raise ConfigError("prompts is empty; write at least one line")
+        settings = SampleSettings(
+            steps=steps, cfg=cfg, sampler_name=sampler_name, scheduler=scheduler, width=width, height=height
+        )
+        shots = [(line, (seed + i) % 2**64) for line in lines for i in range(images_per_prompt)]
+        progress = NodeProgress(cls.hidden.unique_id)
+        total, done = len(shots) * len(columns) * steps, 0
+
+        pictures: list[list[torch.Tensor]] = []
+        for strength in columns:  # the weights are patched once a column
+            m, c = (model, clip) if strength == 0 else apply_lora(model, clip, lora, strength, strength)
+            neg = encode_prompt(c, negative)
+            column = []
+            for line, shot_seed in shots:
+                start = done
+
+                def on_step(step: int, _total: int, start: int = start) -> None:
+                    progress.update(start + step, total)
+
+                column.append(sample_image(m, vae, encode_prompt(c, line), neg, shot_seed, settings, on_step))
+                done += steps
+                progress.update(done, total)
+            pictures.append(column)
+
+        rows = [
+            Row(prompt=line, seed=shot_seed, images=[column[i] for column in pictures])
+            for i, (line, shot_seed) in enumerate(shots)
+        ]
+        text = report(
+            rows, columns, f"{sampler_name}, {scheduler}, {steps} steps, cfg {cfg:g}, {width}×{height}."
+        )
+        return io.NodeOutput(
+            comparison_grid(rows, columns),
+            torch.cat(pictures[0]),
+            torch.cat(pictures[-1]),
+            text,
+            ui={"text": [text]},
+        )

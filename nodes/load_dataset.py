@@ -1,0 +1,226 @@
+"""LoadDataset: a folder of pictures, or pictures from the graph, as a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from comfy_api.latest import io, ui
+
+from ..trainer.data.contact_sheet import contact_sheet, title
+from ..trainer.data.images import inspect_image, save_tensor
+from ..trainer.data.records import Dataset, ImageRecord
+from ..trainer.data.scan import check_folder, folder_fingerprint, scan_folder
+from ..trainer.errors import DatasetError
+from ..trainer.host.paths import input_directory, temp_directory
+from ..trainer.host.progress import NodeProgress
+from .sockets import CATEGORY, TrainDataset
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_PROBLEMS_SHOWN = 20
+
+
+class LoadDataset(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoadDataset",
+            display_name="Load Dataset",
+            category=CATEGORY,
+            description="Reads the pictures to train on and their captions, and shows how they are cropped.",
+            search_aliases=["load folder", "training images", "dataset", "kohya", "数据集"],
+            # Pictures of different sizes arrive as a list; without this the node, and the training behind
+            # it, would run once for each picture.
+            is_input_list=True,
+            inputs=[
+                io.String.Input(
+                    "folder",
+                    default="",
+                    tooltip="Folder with JPEG, PNG or WebP pictures and .txt captions of the same name: an"
+                    " absolute path, or one relative to ComfyUI's input folder. A subfolder named like 10_cat"
+                    " is shown ten times an epoch.",
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=512,
+                    min=64,
+                    max=4096,
+                    step=64,
+                    tooltip="Pictures are trained at about this many pixels squared, in their own shape."
+                    " 512 suits SD 1.5, 1024 suits SDXL and newer models.",
+                ),
+                io.Int.Input(
+                    "repeats", default=1, min=1, max=1000, tooltip="How often an epoch shows each picture."
+                ),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Pictures from the graph, beside or instead of the folder.",
+                ),
+                io.String.Input(
+                    "captions",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="Captions of the connected images: one line for each, or one line for all.",
+                ),
+                io.String.Input(
+                    "class_folder",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Folder with pictures of the class in general, such as any dog but yours, for"
+                    " prior preservation.",
+                ),
+            ],
+            outputs=[
+                TrainDataset.Output(display_name="dataset", tooltip="For Caption Images or Train LoRA."),
+                io.Image.Output(
+                    display_name="preview", tooltip="Contact sheet of the pictures as they are trained."
+                ),
+                io.Int.Output(display_name="count", tooltip="How many pictures there are."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder: Sequence[str | None], images: Sequence[Any] = ()) -> bool | str:
+        # `images` is (None,) when something is connected, and the folder is None when it is a link.
+        if images or folder[0] is None:
+            return True
+        try:
+            check_folder(resolve_folder(folder[0]))
+        except DatasetError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(
+        cls, folder: Sequence[str | None], class_folder: Sequence[str | None] = ("",), **_: object
+    ) -> str | float:
+        if folder[0] is None or class_folder[0] is None:
+            return float("nan")
+        try:
+            used = [f for f in (folder[0], class_folder[0]) if f.strip()]
+            return " ".join(folder_fingerprint(resolve_folder(f)) for f in used)
+        except DatasetError:
+            return float("nan")
+
+    @classmethod
+    def execute(
+        cls,
+        folder: list[str],
+        resolution: list[int],
+        repeats: list[int],
+        images: list[Tensor] | None = None,
+        captions: list[str] | None = None,
+        class_folder: list[str] | None = None,
+    ) -> io.NodeOutput:
+        progress = NodeProgress(cls.hidden.unique_id)
+        dataset = load(
+            folder=_single("folder", folder),
+            class_folder=_single("class_folder", class_folder or [""]),
+            resolution=_single("resolution", resolution),
+            repeats=_single("repeats", repeats),
+            images=[image for batch in images or () if batch is not None for image in batch],
+            captions=caption_lines(captions or []),
+            on_file=progress.update,
+        )
+        sheet = contact_sheet(dataset)
+        shown = ui.PreviewImage(sheet).as_dict() | {"text": [summary(dataset)]}
+        return io.NodeOutput(dataset, sheet, len(dataset), ui=shown)
+
+
+def load(
+    *,
+    folder: str,
+    class_folder: str,
+    resolution: int,
+    repeats: int,
+    images: Sequence[Tensor],
+    captions: Sequence[str],
+    on_file: Callable[[int, int], None],
+) -> Dataset:
+    """Pictures of the folder, then connected ones [H, W, C], then those of the class. Raises DatasetError."""
+    if captions and not images:
+        raise DatasetError(
+            "captions: these are for connected images and there are none; clear them or connect images"
+        )
+    dataset = Dataset(records=(), resolution=resolution)
+    if folder.strip() or not images:
+        found = scan_folder(resolve_folder(folder), resolution=resolution, repeats=repeats, on_file=on_file)
+        dataset = _joined(dataset, found)
+    if images:
+        records = image_records(images, captions, repeats)
+        dataset = dataset.with_records((*dataset.records, *records))
+    if class_folder.strip():
+        path = resolve_folder(class_folder)
+        dataset = _joined(dataset, scan_folder(path, resolution=resolution, role="class", on_file=on_file))
+    return dataset
+
+
+def resolve_folder(folder: str) -> Path:
+    """The folder that was typed; a relative one must lie in ComfyUI's input folder. Raises DatasetError."""
+    text = folder.strip().strip('"').strip()  # Windows' "Copy as path" puts quotes around it
+    if not text:
+        raise DatasetError("folder: is empty; type the path of the folder that holds the pictures")
+    base = input_directory()
+    try:
+        path = Path(text).expanduser()
+        if not path.is_absolute():
+            path = base / path
+            if not path.resolve().is_relative_to(base.resolve()):
+                raise DatasetError(
+                    f"{folder}: leads out of ComfyUI's input folder; type the absolute path instead"
+                )
+    except (OSError, RuntimeError, ValueError) as e:
+        raise DatasetError(f"{folder!r}: is not a usable path ({e}); type it again") from e
+    return path
+
+
+def caption_lines(captions: Sequence[str]) -> list[str]:
+    """A list of captions as it is; one text, by lines. Nothing if there is only white space."""
+    if len(captions) == 1:
+        captions = captions[0].rstrip().splitlines()
+    return [c.strip() for c in captions]
+
+
+def image_records(images: Sequence[Tensor], captions: Sequence[str], repeats: int) -> list[ImageRecord]:
+    """Connected pictures, written to ComfyUI's temporary folder. Raises DatasetError."""
+    if len(captions) not in (0, 1, len(images)):
+        raise DatasetError(
+            f"captions: {len(captions)} lines for {len(images)} images; write one for each, or one for all"
+        )
+    texts = list(captions) if len(captions) == len(images) else [*captions, ""][:1] * len(images)
+    records = []
+    for image, text in zip(images, texts, strict=True):
+        path = save_tensor(image, temp_directory() / "in-graph-lora")
+        size, digest = inspect_image(path)
+        records.append(ImageRecord(path=path, caption=text, size=size, digest=digest, repeats=repeats))
+    return records
+
+
+def summary(dataset: Dataset) -> str:
+    """The counts, then a line for each problem."""
+    lines = [title(dataset), *(f"skipped: {p}" for p in dataset.problems[:MAX_PROBLEMS_SHOWN])]
+    if (more := len(dataset.problems) - MAX_PROBLEMS_SHOWN) > 0:
+        lines.append(f"and {more} more")
+    if blank := sum(not r.caption for r in dataset.records):
+        lines.append(f"{blank} without a caption; add Caption Images or .txt files")
+    return "\n".join(lines)
+
+
+def _single(name: str, values: Sequence[Any]) -> Any:
+    if len(values) != 1:
+        raise DatasetError(f"{name}: got a list of {len(values)} values; connect a single one")
+    return values[0]
+
+
+def _joined(dataset: Dataset, more: Dataset) -> Dataset:
+    return replace(
+        dataset, records=(*dataset.records, *more.records), problems=(*dataset.problems, *more.problems)
+    )

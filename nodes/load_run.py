@@ -1,0 +1,64 @@
+"""LoadRun: any checkpoint of a run as the result."""
+
+from __future__ import annotations
+
+import json
+
+from comfy_api.latest import io
+
+from ..trainer.errors import StorageError
+from ..trainer.host.paths import output_image, run_names, run_path
+from ..trainer.past_run import load_past_run
+from ..trainer.previews import overview_path
+from ..trainer.run_folder import RunFolder
+from .sockets import CATEGORY, LoraModel, LossMap
+
+
+class LoadRun(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoadRun",
+            display_name="Load Run",
+            category=CATEGORY,
+            description="The LoRA of any step of an earlier training, with its losses.",
+            search_aliases=["checkpoint", "resume", "training history", "epoch"],
+            inputs=[
+                io.Combo.Input(
+                    "run", options=run_names(), tooltip="Name and start of the run; the newest comes first."
+                ),
+                io.Int.Input(
+                    "step",
+                    default=0,
+                    min=-1,
+                    max=1_000_000,
+                    tooltip="The checkpoint's step. 0: the newest. -1: the lowest held-out loss.",
+                ),
+            ],
+            outputs=[
+                LoraModel.Output(display_name="lora", tooltip="For Apply LoRA and Compare Baseline."),
+                LossMap.Output(display_name="loss", tooltip="The loss of each step up to this one."),
+                io.String.Output(display_name="metadata", tooltip="The file's metadata (JSON)."),
+                io.Int.Output(display_name="step", tooltip="The step that was loaded."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, run: str, step: int) -> str:
+        """A run that has gone on is another input."""
+        try:
+            folder = RunFolder(run_path(run))
+        except StorageError:
+            return run
+        return f"{run} {step} {[path.name for path in folder.loras()]}"
+
+    @classmethod
+    def execute(cls, run: str, step: int) -> io.NodeOutput:
+        folder = RunFolder(run_path(run))
+        past = load_past_run(folder, step)
+        ui: dict[str, list] = {"text": [past.summary]}
+        overview = overview_path(folder)
+        if overview is not None:
+            ui["images"] = [output_image(overview)]
+        metadata = json.dumps(past.metadata, indent=2, ensure_ascii=False)
+        return io.NodeOutput(past.lora, {"loss": past.losses}, metadata, past.step, ui=ui)

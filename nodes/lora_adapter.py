@@ -1,0 +1,124 @@
+"""LoRAAdapter: which kind of adapter, on which layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainer.adapters.rules import Rules
+from ..trainer.adapters.targets import CHOICES, REGEX
+from ..trainer.config import ADAPTER_FILE_NAMES, ADAPTER_INITS, ADAPTER_KINDS, AdapterConfig
+from ..trainer.errors import ConfigError
+from ..trainer.host import paths
+from .sockets import CATEGORY, Adapter
+
+_D = AdapterConfig()
+_CUSTOM = "regex"
+_NEW = "[a new LoRA]"
+
+
+class LoRAAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoRAAdapter",
+            display_name="LoRA Adapter",
+            category=CATEGORY,
+            description="Kind of adapter and the layers it sits on, for Train LoRA.",
+            search_aliases=["dora", "lokr", "loha", "oft", "locon", "lycoris", "rank", "适配器"],
+            inputs=[
+                io.Combo.Input(
+                    "kind",
+                    options=list(ADAPTER_KINDS),
+                    default=_D.kind,
+                    tooltip="lora: the usual. locon: LoRA on convolutions too. dora: learns more, slower."
+                    " rslora: scale for high ranks. lokr, loha: LyCORIS. oft: rotates the outputs.",
+                ),
+                io.Combo.Input(
+                    "targets",
+                    options=[*CHOICES, _CUSTOM],
+                    default=_D.targets,
+                    tooltip="Layers that get an adapter. More layers learn more, for more memory and larger"
+                    " files. kv: only keys and values of cross-attention. regex: the field target_regex.",
+                ),
+                io.String.Input(
+                    "target_regex",
+                    default="",
+                    advanced=True,
+                    tooltip=r"With targets regex: searched in the layers' names, for example attn2\.to_[kv]$",
+                ),
+                io.Float.Input(
+                    "dropout",
+                    default=_D.dropout,
+                    min=0.0,
+                    max=0.95,
+                    step=0.05,
+                    tooltip="Share of each adapter that is left out at random against overfitting.",
+                ),
+                io.Combo.Input(
+                    "init",
+                    options=list(ADAPTER_INITS),
+                    default=_D.init,
+                    advanced=True,
+                    tooltip="How the first factor starts. The other is zero: a new LoRA changes nothing.",
+                ),
+                io.String.Input(
+                    "rank_by_block",
+                    default="",
+                    multiline=True,
+                    advanced=True,
+                    tooltip="One rule a line, regex=rank. The first that is found in a layer's name counts.",
+                ),
+                io.String.Input(
+                    "lr_by_block",
+                    default="",
+                    multiline=True,
+                    advanced=True,
+                    tooltip="One rule a line, regex=factor on the learning rate. 0 freezes the layers.",
+                ),
+                io.Combo.Input(
+                    "start_from",
+                    options=[_NEW, *paths.lora_names()],
+                    default=_NEW,
+                    advanced=True,
+                    tooltip="Trains an existing LoRA file further. Its kind, layers, ranks and alphas count.",
+                ),
+                io.Float.Input(
+                    "start_alpha",
+                    default=_D.start_alpha,
+                    min=0.0,
+                    max=1024.0,
+                    step=0.5,
+                    advanced=True,
+                    tooltip="Alpha of a start_from file that carries none. 0 means equal to its rank.",
+                ),
+                io.Combo.Input(
+                    "file_names",
+                    options=list(ADAPTER_FILE_NAMES),
+                    default=_D.file_names,
+                    advanced=True,
+                    tooltip="Names of the tensors in the file. comfyui: for Load LoRA and most other tools.",
+                ),
+            ],
+            outputs=[Adapter.Output(display_name="adapter", tooltip="For the adapter input of Train LoRA.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, rank_by_block: str | None = None, lr_by_block: str | None = None) -> bool | str:
+        try:
+            Rules.parse(rank_by_block or "", "rank_by_block")  # None: it comes through a link
+            Rules.parse(lr_by_block or "", "lr_by_block")
+        except ConfigError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, targets: str, target_regex: str, start_from: str, **values: Any) -> io.NodeOutput:
+        if targets == _CUSTOM:
+            if not target_regex.strip():
+                raise ConfigError(r"target_regex is empty; write an expression, for example attn2\.to_[kv]$")
+            targets = REGEX + target_regex.strip()
+        return io.NodeOutput(
+            AdapterConfig(targets=targets, start_from="" if start_from == _NEW else start_from, **values)
+        )

@@ -1,0 +1,52 @@
+"""TrainMemory: what is traded between time and memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainer.config import PRECISIONS, MemoryConfig
+from .sockets import CATEGORY, Memory
+
+_D = MemoryConfig()
+
+
+class TrainMemory(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TrainMemory",
+            display_name="Train Memory",
+            category=CATEGORY,
+            description="Levers for training that does not fit, or that should be faster.",
+            search_aliases=["out of memory", "oom", "gradient checkpointing", "torch compile", "显存"],
+            inputs=[
+                io.Int.Input(
+                    "checkpointing",
+                    default=_D.checkpointing,
+                    min=0,
+                    max=64,
+                    tooltip="Gradient checkpointing: 0 off (fastest), 1 every block (least memory, a third"
+                    " slower), n every n-th block.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(PRECISIONS),
+                    default=_D.precision,
+                    advanced=True,
+                    tooltip="What the model computes in. auto: as ComfyUI chose. The LoRA is always fp32.",
+                ),
+                io.Boolean.Input(
+                    "compile",
+                    default=_D.compile,
+                    advanced=True,
+                    tooltip="torch.compile for each block: a slow first step, then faster ones.",
+                ),
+            ],
+            outputs=[Memory.Output(display_name="memory", tooltip="For Train LoRA.")],
+        )
+
+    @classmethod
+    def execute(cls, **options: Any) -> io.NodeOutput:
+        return io.NodeOutput(MemoryConfig(**options))

@@ -1,0 +1,169 @@
+"""TrainPreview: what is shown and measured while a run goes on, and how often it is saved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainer.config import PreviewConfig, SaveConfig, ValidationConfig
+from ..trainer.host.sample import SAMPLERS, SCHEDULERS
+from .sockets import CATEGORY, Preview, PreviewOptions
+
+_P, _V, _S = PreviewConfig(), ValidationConfig(), SaveConfig()
+
+
+class TrainPreview(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TrainPreview",
+            display_name="Train Preview",
+            category=CATEGORY,
+            description="Sample pictures and a held-out loss while the training goes on, and checkpoints.",
+            search_aliases=["sample prompts", "validation", "early stopping", "checkpoint", "预览"],
+            inputs=[
+                io.String.Input(
+                    "prompts",
+                    default="",
+                    multiline=True,
+                    tooltip="One prompt a line, each sampled every few steps with its own fixed seed."
+                    " Empty: no pictures.",
+                ),
+                io.Int.Input(
+                    "every",
+                    default=_P.every,
+                    min=1,
+                    max=1_000_000,
+                    tooltip="Steps between pictures. The untouched model and the last step are always shown.",
+                ),
+                io.Int.Input(
+                    "held_out",
+                    default=_V.held_out,
+                    min=0,
+                    max=10_000,
+                    tooltip="Pictures that are kept out of training, to measure the loss on. 0: none."
+                    " One in ten is usual.",
+                ),
+                io.Int.Input(
+                    "measure_every",
+                    default=_V.every,
+                    min=1,
+                    max=1_000_000,
+                    tooltip="Steps between measurements of the held-out loss.",
+                ),
+                io.Boolean.Input(
+                    "keep_best",
+                    default=_V.keep_best,
+                    tooltip="The result is the LoRA of the step with the lowest held-out loss.",
+                ),
+                io.Int.Input(
+                    "patience",
+                    default=_V.patience,
+                    min=0,
+                    max=10_000,
+                    advanced=True,
+                    tooltip="Stop after this many measurements without a new lowest held-out loss. 0: never.",
+                ),
+                io.String.Input("negative", default="", advanced=True, tooltip="Negative prompt."),
+                io.Int.Input(
+                    "seed",
+                    default=_P.seed,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    advanced=True,
+                    tooltip="Seed of the first prompt; the next ones count up.",
+                ),
+                io.Int.Input(
+                    "sampling_steps",
+                    default=_P.steps,
+                    min=1,
+                    max=1000,
+                    advanced=True,
+                    tooltip="As in KSampler.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=_P.cfg,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    advanced=True,
+                    tooltip="Guidance scale.",
+                ),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=SAMPLERS,
+                    default=_P.sampler_name,
+                    advanced=True,
+                    tooltip="As in KSampler.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=SCHEDULERS,
+                    default=_P.scheduler,
+                    advanced=True,
+                    tooltip="As in KSampler.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=_P.width,
+                    min=0,
+                    max=8192,
+                    step=8,
+                    advanced=True,
+                    tooltip="Pixels; 0 is the resolution of the dataset.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=_P.height,
+                    min=0,
+                    max=8192,
+                    step=8,
+                    advanced=True,
+                    tooltip="Pixels; 0 is the resolution of the dataset.",
+                ),
+                io.Int.Input(
+                    "checkpoint_every",
+                    default=_S.every,
+                    min=0,
+                    max=1_000_000,
+                    advanced=True,
+                    tooltip="Steps between checkpoints. 0: only when a run ends, stops or draws a preview.",
+                ),
+                io.Int.Input(
+                    "keep_states",
+                    default=_S.keep,
+                    min=1,
+                    max=1000,
+                    advanced=True,
+                    tooltip="How many states to go on from are kept. The LoRA of each checkpoint stays.",
+                ),
+            ],
+            outputs=[Preview.Output(display_name="preview", tooltip="For Train LoRA.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        prompts: str,
+        every: int,
+        held_out: int,
+        measure_every: int,
+        keep_best: bool,
+        patience: int,
+        sampling_steps: int,
+        checkpoint_every: int,
+        keep_states: int,
+        **sampling: Any,
+    ) -> io.NodeOutput:
+        lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
+        options = PreviewOptions(
+            preview=PreviewConfig(prompts=lines, every=every, steps=sampling_steps, **sampling),
+            validation=ValidationConfig(
+                held_out=held_out, every=measure_every, keep_best=keep_best, patience=patience
+            ),
+            save=SaveConfig(every=checkpoint_every, keep=keep_states),
+        )
+        return io.NodeOutput(options)

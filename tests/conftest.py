@@ -1,0 +1,110 @@
+"""The pack under a fixed name, and a real server for the tests that ask for one.
+
+The repository root stays off sys.path: its nodes/ would shadow ComfyUI's nodes.py. So the packages in it are
+registered by file: `in_graph_lora` (the pack, as ComfyUI would load it), `devtools`, `demo`, `benchmarks`
+and `miniature`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _register(name: str, folder: Path) -> None:
+    """`import name` from now on means the package in `folder`."""
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
+sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != ROOT]
+_register("in_graph_lora", ROOT)
+_register("devtools", ROOT / "devtools")
+_register("demo", ROOT / "demo")
+_register("benchmarks", ROOT / "benchmarks")
+_register("miniature", ROOT / "miniature")
+
+from demo.client import Client  # noqa: E402
+from devtools import base  # noqa: E402
+from devtools import comfyui as comfyui_tools  # noqa: E402
+from devtools import server as server_tools  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in gpu:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    """The folder of the ComfyUI that is tested against."""
+    folder = os.environ.get("IGL_COMFYUI") or comfyui_tools.find()
+    if folder is None:
+        pytest.fail("ComfyUI is not here yet: start the tests with `python dev.py test`")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(comfyui: Path) -> Path:
+    """A file in the SD1.5 format with generated weights (340 MB), kept in .cache since it takes 15 s."""
+    script = ROOT / "demo" / "checkpoint.py"
+    path = ROOT / ".cache" / "checkpoints" / "tiny-sd15.safetensors"
+    if not path.exists() or path.stat().st_mtime < script.stat().st_mtime:
+        subprocess.run([sys.executable, script, path, "--comfyui", comfyui], check=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(
+    comfyui: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[server_tools.Server]:
+    """A real ComfyUI with the pack, in a base directory of its own, shared by all tests of the session.
+
+    It has one checkpoint, tiny-sd15.safetensors. Its address is `server.url`, its folders `server.base`.
+    """
+    folder = base.prepare(tmp_path_factory.mktemp("comfyui-base"))
+    _link_or_copy(tiny_checkpoint, folder / "models" / "checkpoints" / tiny_checkpoint.name)
+    log = ROOT / ".cache" / "logs" / "test-server.log"
+    with server_tools.start(Path(sys.executable), comfyui, folder, log=log) as running:
+        if failure := server_tools.import_failure(log):
+            pytest.fail(failure, pytrace=False)
+        yield running
+
+
+@pytest.fixture
+def client(server: server_tools.Server) -> Iterator[Client]:
+    with Client(server.url) as connected:
+        yield connected
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)

@@ -1,0 +1,64 @@
+"""A tiny model of a family with two samples, borrowed, adapted, and its gradients."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from in_graph_lora.trainer.adapters.inject import Adapter, injected
+from in_graph_lora.trainer.config import AdapterConfig
+from in_graph_lora.trainer.host.model import HostDenoiser, borrowed
+from in_graph_lora.trainer.host.noise import noise_process
+from in_graph_lora.trainer.objective import Noised, add_noise
+
+from ..tiny_models import TINY, build, samples
+
+
+class Case:
+    def __init__(self, name: str, dtype: torch.dtype = torch.float32) -> None:
+        self.patcher = build(TINY[name], dtype=dtype)
+        self.sampling = self.patcher.model.model_sampling
+        with torch.inference_mode(False):
+            self.x_0, self.conditioning = samples(self.patcher, TINY[name], 2)
+
+    def noised(self) -> Noised:
+        process = noise_process(self.sampling)
+        sigma = process.sigma(torch.tensor([0.3, 0.6]), process.shift)
+        noise = torch.randn(self.x_0.shape, generator=torch.Generator().manual_seed(7))
+        return add_noise(process, self.x_0, noise, sigma)
+
+    def loss(self, denoiser: HostDenoiser) -> Tensor:
+        noised = self.noised()
+        output = denoiser.predict(noised.x_t, noised.sigma, self.conditioning)
+        return (output - noised.target).square().mean()
+
+    def gradients(self, denoiser: HostDenoiser, adapter: Adapter, context: Any = None) -> Tensor:
+        """[n]: of all adapter weights; zero for those that lead nowhere."""
+        for p in adapter.parameters():
+            p.grad = None
+        with context or contextlib.nullcontext():
+            self.loss(denoiser).backward()
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in adapter.parameters()]
+        return torch.cat([g.flatten() for g in grads])
+
+
+@contextlib.contextmanager
+def adapted(c: Case, targets: str = "attention", **config: Any) -> Iterator[tuple[HostDenoiser, Adapter]]:
+    """The model borrowed, with an adapter of which no weight is zero."""
+    with (
+        torch.inference_mode(False),
+        borrowed(c.patcher) as denoiser,
+        injected(denoiser.net, AdapterConfig(rank=2, targets=targets, **config), seed=1) as adapter,
+    ):
+        g = torch.Generator().manual_seed(3)
+        for p in adapter.parameters():
+            p.data = 0.2 * torch.randn(p.shape, generator=g, dtype=p.dtype)
+        yield denoiser, adapter
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())

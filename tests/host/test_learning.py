@@ -1,0 +1,113 @@
+"""Does it learn? A small trained model, a judge that never saw it, and training that is broken on purpose.
+
+The long version is `python -m miniature.learn`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import folder_paths
+import pytest
+import torch
+
+from in_graph_lora.trainer.config import AdapterConfig, OptimizerConfig
+from in_graph_lora.trainer.host import paths
+from in_graph_lora.trainer.objective import NoiseProcess
+from miniature import experiment, judge, sampling, subject, world
+
+STEPS, RATE = 220, 3e-3
+PICTURES, PROMPTS = 15, 10
+LEARNED = 0.6
+"""Share of identifier prompts that must show the subject."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(repo_root: Path, comfyui: Path) -> Path:
+    path = repo_root / ".cache" / "checkpoints" / "miniature-sd3.safetensors"
+    weights = repo_root / "miniature" / "weights" / "network.safetensors"
+    if not path.exists() or path.stat().st_mtime < weights.stat().st_mtime:
+        command = [sys.executable, "-m", "miniature.checkpoint", path, "--comfyui", comfyui]
+        subprocess.run(command, check=True, cwd=repo_root)
+    return path
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint: Path):
+    return sampling.load_checkpoint(checkpoint)
+
+
+@pytest.fixture(autouse=True)
+def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
+    paths.lora_directory().mkdir(parents=True)
+    return tmp_path
+
+
+def opinions(loaded, texts: list[str]) -> list[judge.Labels]:
+    with torch.inference_mode():
+        return judge.opinions(judge.load_judge(), sampling.sample(*loaded, texts, seed=3, steps=12))
+
+
+def identifier_prompts() -> list[str]:
+    return [f"{subject.NAME} figurine {world.WHERE[place]}" for place in world.WHERE] * (PROMPTS // 5)
+
+
+def share_of_the_subject(loaded) -> float:
+    seen = opinions(loaded, identifier_prompts())
+    return sum(labels["subject"] == "yes" for labels in seen) / len(seen)
+
+
+def trained(loaded, folder: Path, rate: float = RATE, steps: int = STEPS):
+    lora = experiment.train_ours(
+        loaded,
+        folder,
+        None,
+        "learning",
+        steps=steps,
+        adapter=AdapterConfig(rank=16, targets="attention+feed-forward"),
+        optimizer=OptimizerConfig(learning_rate=rate),
+    )
+    return experiment.with_ours(loaded, lora)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return subject.write(subject.subject_pictures(PICTURES), tmp_path / "subject")
+
+
+def test_the_base_draws_what_is_asked_for_and_knows_no_subject(loaded):
+    asked = world.held_out_captions(20)
+    seen = opinions(loaded, [text for _, text in asked])
+    right = [(s.place, s.colour) == (o["place"], o["colour"]) for (s, _), o in zip(asked, seen, strict=True)]
+    assert sum(right) >= 0.85 * len(right)
+    assert share_of_the_subject(loaded) == 0
+
+
+def test_the_subject_is_learned_and_its_places_still_follow_the_prompt(loaded, pictures):
+    after = trained(loaded, pictures)
+    seen = opinions(after, identifier_prompts())
+    assert sum(labels["subject"] == "yes" for labels in seen) >= LEARNED * len(seen)
+    places = [list(world.WHERE)[i % 5] for i in range(len(seen))]
+    assert sum(o["place"] == place for o, place in zip(seen, places, strict=True)) >= 0.8 * len(seen)
+
+
+def test_learning_rate_0_learns_nothing(loaded, pictures):
+    assert share_of_the_subject(trained(loaded, pictures, rate=0.0, steps=5)) == 0
+
+
+def test_a_wrong_target_learns_nothing(loaded, pictures, monkeypatch):
+    monkeypatch.setattr(NoiseProcess, "target", lambda self, x_0, noise, sigma: x_0)
+    assert share_of_the_subject(trained(loaded, pictures)) < LEARNED
+
+
+def test_shuffled_captions_do_not_bind_the_identifier(loaded, tmp_path):
+    pairs = subject.subject_pictures(PICTURES) + subject.class_pictures(2 * PICTURES)
+    captions = [caption for _, caption in pairs]
+    Random(0).shuffle(captions)
+    shuffled = [(picture, caption) for (picture, _), caption in zip(pairs, captions, strict=True)]
+    folder = subject.write(shuffled, tmp_path / "shuffled")
+    assert share_of_the_subject(trained(loaded, folder)) < LEARNED

@@ -1,0 +1,79 @@
+"""Gradients through the text encoder of the graph."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models_base
+import pytest
+import torch
+from torch import Tensor
+
+from in_graph_lora.trainer.adapters.inject import injected
+from in_graph_lora.trainer.config import AdapterConfig
+from in_graph_lora.trainer.host.text_model import HostTextModel, borrowed_clip
+from in_graph_lora.trainer.memory import checkpointed
+
+from ..tiny_models import randomise
+from .family_case import relative
+from .loaded import identities, weight_hash
+
+CAPTION = "a (photo:1.2) of a cat"
+
+
+@pytest.fixture(scope="module")
+def clip() -> Any:
+    sizes = {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
+    options = {"dtype": torch.float32, "clip_l_model_config": sizes}
+    clip = comfy.sd.CLIP(target, model_options=options)
+    randomise(clip.cond_stage_model, 0)
+    return clip
+
+
+def gradients(text: HostTextModel, parameters: list[Any]) -> Tensor:
+    for p in parameters:
+        p.grad = None
+    out = text.encode(CAPTION)
+    (out["cross_attn"].square().mean() + out["pooled_output"].sin().mean()).backward()
+    return torch.cat([p.grad.flatten() for p in parameters])
+
+
+def test_gradients_equal_the_oracles_with_and_without_checkpointing(clip: Any) -> None:
+    with torch.inference_mode(False), borrowed_clip(clip) as text:
+        assert len(text.blocks) == 3
+        with injected(text.net, AdapterConfig(rank=2), seed=1) as adapter:
+            g = torch.Generator().manual_seed(3)
+            for p in adapter.parameters():
+                p.data = 0.2 * torch.randn(p.shape, generator=g)
+            with torch.autograd.graph.allow_mutation_on_saved_tensors():
+                right = gradients(text, adapter.parameters())
+            assert (right != 0).all()
+            assert relative(gradients(text, adapter.parameters()), right) < 1e-5
+            with checkpointed(text.blocks, 1):
+                assert relative(gradients(text, adapter.parameters()), right) < 1e-5
+
+
+def test_encoding_is_that_of_the_stock_text_encoder(clip: Any) -> None:
+    with torch.inference_mode():
+        stock = clip.encode_from_tokens(clip.tokenize(CAPTION), return_dict=True)
+        with torch.inference_mode(False), borrowed_clip(clip) as text:
+            ours = text.encode(CAPTION)
+    assert torch.equal(ours["cross_attn"], stock["cond"])
+    assert torch.equal(ours["pooled_output"], stock["pooled_output"])
+
+
+def test_a_text_encoder_comes_back_as_the_same_objects_with_the_same_bytes(clip: Any) -> None:
+    net = clip.cond_stage_model
+    before, bytes_before = identities(net), weight_hash(net)
+    with suppress(KeyboardInterrupt), torch.inference_mode(False), borrowed_clip(clip) as text:
+        text.encode(CAPTION)
+        raise KeyboardInterrupt
+    assert identities(net) == before
+    assert weight_hash(net) == bytes_before
+    assert not any("forward" in vars(m) for m in net.modules())
+    assert not mm.in_training

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+
+import pytest
+import torch
+
+from in_graph_lora.trainer.data.batches import CachedSample, batches, epoch_batches, same_shape_groups
+
+
+def _samples(*widths: int, repeats: int = 1) -> list[CachedSample]:
+    return [
+        CachedSample(latent=torch.zeros(4, 8, w), conditioning=i, key=str(i), repeats=repeats)
+        for i, w in enumerate(widths)
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+def test_every_batch_has_its_size_and_an_epoch_has_ceil_n_over_b(size):
+    samples = _samples(8, 8, 8, 16, 16, 24, 8)
+    epoch = epoch_batches(samples, size, seed=1, epoch=0)
+    assert len(epoch) == -(-7 // size)
+    assert {len(batch) for batch in epoch} == {size}
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 5])
+def test_an_epoch_shows_every_sample_and_tops_up_only_the_last_batch(size):
+    samples = _samples(8, 8, 8, 16, 16, 24, 8)
+    shown = Counter(s.key for batch in epoch_batches(samples, size, seed=1, epoch=0) for s in batch)
+    assert set(shown) == {s.key for s in samples}
+    assert sum(shown.values()) - 7 == -7 % size
+    assert max(shown.values()) <= 2
+
+
+def test_repeats_show_a_sample_more_often():
+    epoch = epoch_batches(_samples(8, 8, repeats=5), 2, seed=0, epoch=0)
+    assert Counter(s.key for b in epoch for s in b) == {"0": 5, "1": 5}
+
+
+def test_full_batches_come_from_one_bucket():
+    epoch = epoch_batches(_samples(*[8] * 8, *[16] * 8), 4, seed=3, epoch=0)
+    assert all(len(same_shape_groups(batch)) == 1 for batch in epoch)
+
+
+def test_order_changes_with_epoch_and_seed_and_with_nothing_else():
+    samples = _samples(*[8] * 12)
+
+    def keys(seed: int, epoch: int) -> list[str]:
+        return [s.key for b in epoch_batches(samples, 2, seed, epoch) for s in b]
+
+    assert keys(0, 0) == keys(0, 0)
+    assert keys(0, 0) != keys(0, 1)
+    assert keys(0, 0) != keys(1, 0)
+
+
+@pytest.mark.parametrize("start", [1, 4, 5, 11])
+def test_starting_later_continues_the_same_sequence(start):
+    samples = _samples(8, 8, 8, 16, 16, 24, 8)
+    straight = [[s.key for s in b] for b in islice(batches(samples, 2, seed=7), start + 6)]
+    resumed = [[s.key for s in b] for b in islice(batches(samples, 2, seed=7, start=start), 6)]
+    assert resumed == straight[start:]

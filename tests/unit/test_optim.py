@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import importlib.util
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from in_graph_lora.trainer.config import OPTIMIZERS, OptimizerConfig, TrainConfig
+from in_graph_lora.trainer.errors import ConfigError
+from in_graph_lora.trainer.optim import check_optimizer, make_optimizer, make_schedule
+from in_graph_lora.trainer.updater import Updater
+
+PACKAGES = {
+    "lion": "lion_pytorch",
+    "prodigy": "prodigyopt",
+    "schedule_free_adamw": "schedulefree",
+    "adamw8bit": "bitsandbytes",
+}
+
+
+def _group(lr: float = 1e-2) -> list[dict]:
+    return [{"params": [nn.Parameter(torch.ones(4, 4))], "lr": lr}]
+
+
+def _trace(config: OptimizerConfig, steps: int) -> list[float]:
+    optimizer = make_optimizer(_group(config.learning_rate), config)
+    schedule = make_schedule(optimizer, config, steps)
+    trace = []
+    for _ in range(steps):
+        trace.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return trace
+
+
+def test_cosine_with_warm_up_follows_its_formula():
+    trace = _trace(OptimizerConfig(learning_rate=1.0, warmup_steps=4), 20)
+    assert trace[:4] == pytest.approx([0, 0.25, 0.5, 0.75])
+    assert trace[4:] == pytest.approx([0.5 * (1 + math.cos(math.pi * i / 16)) for i in range(16)])
+
+
+def test_constant_warms_up_too():
+    trace = _trace(OptimizerConfig(learning_rate=1.0, schedule="constant", warmup_steps=2), 5)
+    assert trace == pytest.approx([0, 0.5, 1, 1, 1])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "polynomial"])
+def test_linear_and_polynomial_fall_to_the_end(schedule):
+    trace = _trace(OptimizerConfig(learning_rate=1.0, schedule=schedule, warmup_steps=0), 10)
+    assert trace == pytest.approx([1 - i / 10 for i in range(10)], abs=1e-4)  # diffusers ends at 1e-7
+
+
+def test_restarts_restart():
+    config = OptimizerConfig(learning_rate=1.0, schedule="cosine_with_restarts", cycles=2, warmup_steps=0)
+    trace = _trace(config, 10)
+    assert trace[5] == pytest.approx(1.0)
+    assert trace[4] < 0.2
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_optimizer_lowers_a_quadratic_or_names_its_package(name):
+    config = OptimizerConfig(
+        name=name, learning_rate=1.0 if name == "prodigy" else 1e-2, weight_decay=0, warmup_steps=0
+    )
+    if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
+        with pytest.raises(ConfigError, match="pip install"):
+            check_optimizer(config)
+        return
+    updater = Updater(_group(config.learning_rate), TrainConfig(optimizer=config), 200, fp16=False)
+    (parameter,) = updater.parameters
+    first = parameter.square().sum().item()
+    for _ in range(100):
+        loss = parameter.square().sum()
+        loss.backward()
+        updater.step(loss.detach())
+    with updater.weights_to_save():
+        assert parameter.square().sum().item() < 0.9 * first
+
+
+def test_prodigy_with_a_small_rate_is_refused():
+    pytest.importorskip("prodigyopt")
+    with pytest.raises(ConfigError, match="set learning_rate to 1"):
+        check_optimizer(OptimizerConfig(name="prodigy"))
+
+
+def test_adafactor_with_a_rate_for_adamw_is_refused():
+    with pytest.raises(ConfigError, match="set learning_rate to 0.01"):
+        check_optimizer(OptimizerConfig(name="adafactor"))
+
+
+def test_a_nan_loss_leaves_the_weights_alone():
+    updater = Updater(_group(), TrainConfig(), 10, fp16=False)
+    (parameter,) = updater.parameters
+    before = parameter.detach().clone()
+    (parameter.sum() * float("nan")).backward()
+    loss, _, done = updater.step(torch.tensor(float("nan")))
+    assert math.isnan(loss)
+    assert not done
+    assert torch.equal(parameter, before)
+    assert parameter.grad is None
+
+
+def test_gradients_are_clipped_to_the_norm():
+    config = TrainConfig(optimizer=OptimizerConfig(max_grad_norm=0.5))
+    updater = Updater(_group(), config, 10, fp16=False)
+    (parameter,) = updater.parameters
+    (parameter.sum() * 100).backward()
+    seen: list[float] = []
+    updater.optimizer.register_step_pre_hook(lambda *_: seen.append(parameter.grad.norm().item()))
+    _, norm, _ = updater.step(torch.tensor(1.0))
+    assert norm == pytest.approx(400.0)
+    assert seen == pytest.approx([0.5], rel=1e-4)
+
+
+def test_saved_weights_are_the_moving_average_and_training_goes_on_with_its_own():
+    config = TrainConfig(optimizer=OptimizerConfig(ema_decay=0.5, warmup_steps=0, learning_rate=0.1))
+    updater = Updater(_group(0.1), config, 10, fp16=False)
+    (parameter,) = updater.parameters
+    for _ in range(5):
+        loss = parameter.square().sum()
+        loss.backward()
+        updater.step(loss.detach())
+    own = parameter.detach().clone()
+    with updater.weights_to_save():
+        assert not torch.equal(parameter, own)
+    assert torch.equal(parameter, own)

@@ -1,0 +1,1 @@
+"""Everything that knows peft or the format of a LoRA file."""

@@ -1,0 +1,275 @@
+"""Put adapters into a network, and take them out again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from ..config import AdapterConfig
+from ..errors import ConfigError, LoraFileError, ModelError
+from ..rng import stream
+from .layers import ADAPTER, OutputRotation, Untouched, adapter_parameters, init_adapter, stand_in
+from .start import StartingLora
+from .targets import target_layers
+
+LORA_KINDS = ("lora", "locon", "rslora", "dora")
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    rank: int
+    alpha: float
+
+
+Plans = Mapping[str, LayerPlan]
+
+
+@dataclass
+class Adapter:
+    """The trainable weights inside a network, by the name of the layer that they adapt."""
+
+    config: AdapterConfig
+    layers: dict[str, nn.Module] = field(default_factory=dict)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is trained; what `lr_by_block` freezes is left out."""
+        return [p for layer in self.layers.values() for _, p in adapter_parameters(layer) if p.requires_grad]
+
+    def parameter_groups(self, base_lr: float, lora_plus_ratio: float = 1.0) -> list[dict[str, Any]]:
+        """Optimizer groups that partition `parameters()`: one for each learning rate.
+
+        lora_plus_ratio: LoRA+ trains B with this many times the learning rate of A.
+        """
+        if lora_plus_ratio != 1 and self.config.kind not in LORA_KINDS:
+            raise ConfigError(
+                f"lora_plus_ratio is {lora_plus_ratio} but kind is {self.config.kind}, which has no B;"
+                f" set the ratio to 1 or choose one of {', '.join(LORA_KINDS)}"
+            )
+        rules = self.config.lr_rules
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, layer in self.layers.items():
+            factor = rules.value(name, 1.0)
+            for key, p in adapter_parameters(layer):
+                if p.requires_grad:
+                    rate = factor * (lora_plus_ratio if key == "lora_B" else 1.0)
+                    groups.setdefault(rate, []).append(p)
+        return [{"params": params, "lr": base_lr * rate} for rate, params in groups.items()]
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Within the block the network is the untouched one. Use it under no_grad."""
+        self._enable(False)
+        try:
+            yield
+        finally:
+            self._enable(True)
+
+    def _enable(self, on: bool) -> None:
+        for layer in self.layers.values():
+            if isinstance(layer, OutputRotation):
+                layer.enabled = on
+            else:  # peft's own switch would also set requires_grad
+                layer._disable_adapters = not on  # type: ignore[assignment]
+
+    @contextmanager
+    def dropout_draws(self, seed: int, step: int) -> Iterator[None]:
+        """Within the block dropout draws from (seed, step) alone, so that a resumed run drops the same."""
+        if not self.config.dropout:
+            yield
+            return
+        with torch.random.fork_rng():
+            torch.manual_seed(stream(seed, "dropout", step).initial_seed())
+            yield
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within the block nothing is dropped."""
+        training = [m for layer in self.layers.values() for m in layer.modules() if m.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """`<layer>.<tensor>` → fp32 copy on the CPU, for example `blocks.0.attn.to_q.lora_A`."""
+        return {
+            f"{name}.{key}": p.detach().to("cpu", torch.float32, copy=True)
+            for name, layer in self.layers.items()
+            for key, p in adapter_parameters(layer)
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state_dict`: every tensor must be there, and nothing else."""
+        own = {f"{n}.{k}": p for n, layer in self.layers.items() for k, p in adapter_parameters(layer)}
+        odd = sorted(own.keys() ^ state.keys()) or [k for k in own if own[k].shape != state[k].shape]
+        if odd:
+            raise LoraFileError(
+                f"the saved state does not belong to this adapter ({len(odd)} tensors differ, for example"
+                f" {odd[0]}); go on with the settings and the model of the first run, or start a new one"
+            )
+        with torch.no_grad():
+            for key, p in own.items():
+                p.copy_(state[key])
+
+
+@contextmanager
+def injected(
+    net: nn.Module,
+    config: AdapterConfig,
+    *,
+    seed: int,
+    compute_dtype: torch.dtype | None = None,
+    start: StartingLora | None = None,
+) -> Iterator[Adapter]:
+    """Adapters inside `net` for the length of the block; afterwards its modules are the original objects.
+
+    Adapter weights are fp32. With `compute_dtype` (the half precision of the network) the adapters compute
+    under autocast, and only they: the network itself runs as it always does.
+    start: an existing LoRA to go on from; it decides the layers, the kind, the ranks and the alphas.
+    """
+    plans = planned(net, config, start)
+    config = start.adapted(config) if start else config
+    originals = {name: net.get_submodule(name) for name in plans}
+    had_config = hasattr(net, "peft_config")
+    adapter = Adapter(config)
+    try:
+        if config.kind == "oft":
+            for name, module in originals.items():
+                _replace(net, name, OutputRotation(module, plans[name].rank))
+        else:
+            _inject_by_peft(net, config, originals, plans)
+        for name in plans:
+            layer = net.get_submodule(name)
+            if not isinstance(layer, BaseTunerLayer | OutputRotation):
+                raise ModelError(
+                    f"layer {name} ({type(originals[name]).__name__}) cannot carry an adapter of kind"
+                    f" {config.kind}; choose kind lora, or other targets"
+                )
+            _prepare(layer, config, plans[name], stream(seed, f"init {name}"), compute_dtype)
+            _freeze(layer, config.lr_rules.value(name, 1.0) == 0)
+            adapter.layers[name] = layer
+        if not adapter.parameters():
+            raise ConfigError("lr_by_block freezes every layer; leave one with a factor above 0")
+        if start:
+            start.fill(adapter.layers)
+        yield adapter
+    finally:
+        for name, module in originals.items():
+            _replace(net, name, module)
+        if not had_config and hasattr(net, "peft_config"):
+            del net.peft_config
+
+
+def planned(net: nn.Module, config: AdapterConfig, start: StartingLora | None = None) -> dict[str, LayerPlan]:
+    """Rank and alpha of each layer that gets an adapter. Changes nothing; raises what `injected` would."""
+    if start:
+        start.check_layers(net)
+        return {name: LayerPlan(rank, alpha) for name, (rank, alpha) in start.plans().items()}
+    rules = config.rank_rules
+    plans = {}
+    for name in target_layers(net, config.targets, convolutions=config.kind == "locon"):
+        rank = int(rules.value(name, config.rank))
+        plans[name] = LayerPlan(rank, config.alpha or float(rank))
+    return plans
+
+
+def _inject_by_peft(
+    net: nn.Module, config: AdapterConfig, originals: Mapping[str, nn.Module], plans: Plans
+) -> None:
+    """peft sees plain fp32 layers without storage, and so neither quantised classes nor fp8 weights."""
+    with _kept_rng():
+        for name, module in originals.items():
+            _replace(net, name, stand_in(module))
+        try:
+            inject_adapter_in_model(_peft_config(config, plans), net, ADAPTER)
+        except (TypeError, ValueError) as error:
+            raise ModelError(
+                f"this model has a layer that cannot carry an adapter of kind {config.kind} ({error});"
+                " choose kind lora, or targets without it"
+            ) from error
+        for name, module in originals.items():
+            layer: Any = net.get_submodule(name)
+            if hasattr(layer, "base_layer"):
+                layer.to_empty(device=module.weight.device)
+                layer.base_layer = module
+
+
+def _replace(net: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(net.get_submodule(parent), leaf, module)
+
+
+@contextmanager
+def _kept_rng() -> Iterator[None]:
+    # peft draws its own initial values, which init_adapter replaces.
+    state = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def _peft_config(config: AdapterConfig, plans: Plans) -> Any:
+    # peft puts "(.*\.)?" before a pattern's key, so ^ is what makes a full name of it.
+    ranks: dict[float, list[str]] = {}
+    alphas: dict[float, list[str]] = {}
+    for name, plan in plans.items():
+        ranks.setdefault(plan.rank, []).append(f"^{re.escape(name)}")
+        alphas.setdefault(plan.alpha, []).append(f"^{re.escape(name)}")
+    common: dict[str, Any] = {
+        "r": config.rank,
+        "target_modules": "|".join(re.escape(name) for name in plans),
+        "rank_pattern": {"|".join(names): int(rank) for rank, names in ranks.items()},
+        "alpha_pattern": {"|".join(names): alpha for alpha, names in alphas.items()},
+    }
+    if config.kind == "loha":
+        return LoHaConfig(alpha=config.scale_alpha, rank_dropout=config.dropout, **common)  # type: ignore[arg-type]
+    if config.kind == "lokr":
+        return LoKrConfig(alpha=config.scale_alpha, rank_dropout=config.dropout, **common)  # type: ignore[arg-type]
+    return LoraConfig(
+        lora_alpha=config.scale_alpha,  # type: ignore[arg-type]  # any number works
+        lora_dropout=config.dropout,
+        use_rslora=config.kind == "rslora",
+        use_dora=config.kind == "dora",
+        **common,
+    )
+
+
+def _prepare(
+    layer: Any,
+    config: AdapterConfig,
+    plan: LayerPlan,
+    generator: torch.Generator,
+    compute_dtype: torch.dtype | None,
+) -> None:
+    for _, p in adapter_parameters(layer):
+        p.data = p.data.float()
+        p.requires_grad_(True)
+    init_adapter(layer, config.init, generator)
+    if isinstance(layer, OutputRotation):
+        return
+    assert layer.r[ADAPTER] == plan.rank
+    # The cast would keep an fp32 copy of each layer's input until the backward pass.
+    layer.cast_input_dtype_enabled = False
+    if compute_dtype is not None:
+        base = layer.get_base_layer()
+        device = base.weight.device.type
+        layer.base_layer = Untouched(base)
+        layer.forward = torch.autocast(device, dtype=compute_dtype)(layer.forward)  # type: ignore[method-assign]
+
+
+def _freeze(layer: nn.Module, frozen: bool) -> None:
+    if frozen:
+        for _, p in adapter_parameters(layer):
+            p.requires_grad_(False)

@@ -1,0 +1,142 @@
+"""What our adapter layers do differently from peft's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+ADAPTER = "default"
+"""The name that peft keeps our adapter under."""
+
+
+class Untouched(nn.Module):
+    """The base layer, computing as it would without an adapter while its adapter runs under autocast."""
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return self.base_layer(x, *args, **kwargs)
+
+
+class OutputRotation(nn.Module):
+    """Diagonal OFT: W' = Rᵀ W with R block-diagonal, R = (I + Q)(I - Q)⁻¹, Q = P - Pᵀ.
+
+    The rotation is on the output side, as in LyCORIS and ComfyUI's `oft_blocks`. (peft rotates the input
+    side, which no reader of such files could express.) Works beside any layer, also a quantised one.
+    """
+
+    def __init__(self, base_layer: Any, block_size: int) -> None:
+        super().__init__()
+        weight = base_layer.weight
+        outputs = output_size(base_layer)
+        size = max(n for n in range(1, min(block_size, outputs) + 1) if outputs % n == 0)
+        self.base_layer = base_layer
+        self.enabled = True
+        self.oft_blocks = nn.Parameter(torch.zeros(outputs // size, size, size, device=weight.device))
+
+    def rotation_minus_identity(self) -> Tensor:
+        """R - I = 2 Q (I - Q)⁻¹, exactly zero for Q = 0."""
+        q = self.oft_blocks - self.oft_blocks.transpose(1, 2)
+        eye = torch.eye(q.shape[-1], device=q.device)
+        return 2 * torch.linalg.solve(eye - q, q, left=False)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y = self.base_layer(x, *args, **kwargs)
+        if not self.enabled:
+            return y
+        channels = -1 if not isinstance(self.base_layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) else 1
+        rotated = y.movedim(channels, -1)
+        bias = getattr(self.base_layer, "bias", None)
+        if bias is not None:
+            rotated = rotated - bias.to(y)
+        blocks = rotated.unflatten(-1, self.oft_blocks.shape[:2])
+        change = torch.einsum("knm,...kn->...km", self.rotation_minus_identity().to(y.dtype), blocks)
+        return y + change.flatten(-2).movedim(-1, channels)
+
+
+def stand_in(layer: Any) -> nn.Module:
+    """A plain layer of the same shape without storage."""
+    for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        if isinstance(layer, cls):
+            shape: Any = (layer.in_channels, layer.out_channels, layer.kernel_size)
+            steps = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+            return cls(*shape, **steps, bias=layer.bias is not None, device="meta")
+    bias = getattr(layer, "bias", None) is not None
+    return nn.Linear(layer.in_features, layer.out_features, bias=bias, device="meta")
+
+
+def output_size(layer: Any) -> int:
+    return layer.out_channels if hasattr(layer, "out_channels") else layer.out_features
+
+
+def base_weight(layer: Any) -> Tensor:
+    """The frozen weight in fp32, whatever it is stored in."""
+    base: Any = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer.base_layer
+    weight = base.weight.detach()
+    if type(weight) is not Tensor and type(weight) is not nn.Parameter:  # a quantised tensor's own class
+        weight = weight.dequantize()
+    return weight.float()
+
+
+def dora_norm(layer: BaseTunerLayer) -> Callable[..., Tensor]:
+    """‖W + s·BA‖ of each output row in fp32, in place of peft's `get_weight_norm`.
+
+    peft takes it in the network's half precision, which rounds the magnitude of each row to 8 bits.
+    """
+
+    def norm(weight: Tensor, lora_weight: Tensor, scaling: float, adapter_name: str | None = None) -> Tensor:
+        del weight, adapter_name
+        full = base_weight(layer)
+        rows = (full + scaling * lora_weight.float().reshape(full.shape)).flatten(1).norm(dim=1)
+        return rows if full.ndim == 2 else rows.view(1, -1, *[1] * (full.ndim - 2))
+
+    return norm
+
+
+def init_adapter(layer: Any, init: str, generator: torch.Generator) -> None:
+    """Draw the factors in fp32 on the CPU, so that they are the same for every base dtype and device.
+
+    One factor of each product is zero: an untrained adapter changes nothing, bit for bit.
+    """
+    zero = _zero_factor(layer)
+    for name, p in adapter_parameters(layer):
+        if name in ("oft_blocks", "lora_magnitude_vector"):
+            continue
+        value = torch.zeros(p.shape) if name == zero else _drawn(name, p.shape, init, generator)
+        p.data = value.to(p.device)
+    if ADAPTER in getattr(layer, "lora_magnitude_vector", {}):
+        magnitude = layer.lora_magnitude_vector[ADAPTER]
+        magnitude.get_weight_norm = dora_norm(layer)
+        full = base_weight(layer)
+        magnitude.weight.data = magnitude.get_weight_norm(full, torch.zeros_like(full), 1.0)
+
+
+def adapter_parameters(layer: nn.Module | BaseTunerLayer) -> list[tuple[str, nn.Parameter]]:
+    """The layer's own parameters as `lora_A`, `hada_w1_a`, …, without the base layer's."""
+    return [
+        (k.split(".")[0], p)
+        for k, p in cast(nn.Module, layer).named_parameters()
+        if not k.startswith("base_layer.")
+    ]
+
+
+def _zero_factor(layer: nn.Module) -> str:
+    names = {name for name, _ in adapter_parameters(layer)}
+    return next((n for n in ("lora_B", "hada_w2_b", "lokr_w1", "lokr_w1_a") if n in names), "")
+
+
+def _drawn(name: str, shape: torch.Size, init: str, generator: torch.Generator) -> Tensor:
+    fan_in = shape[1:].numel()
+    if init == "kaiming":  # uniform with a = √5, as nn.Linear's own
+        bound = fan_in**-0.5
+        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    # A ~ N(0, 1/r), as in the LoRA paper's code; for the factors of LoHa and LoKr the variance of "kaiming".
+    std = 1 / shape[0] if name == "lora_A" else (3 * fan_in) ** -0.5
+    return torch.empty(shape).normal_(0, std, generator=generator)

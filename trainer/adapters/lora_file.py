@@ -1,0 +1,112 @@
+"""An adapter's tensors in the names of a LoRA file, and the file itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import LoraFileError
+from ..files import write_whole
+from .inject import LORA_KINDS, Adapter
+from .layers import ADAPTER, OutputRotation, adapter_parameters
+from .metadata import tensors_hash
+from .names import FileName
+from .start import dora_norms
+
+_KOHYA = {"lora_A": "lora_down.weight", "lora_B": "lora_up.weight"}
+_DOTTED = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
+_FOLD_INTO = ("lora_B", "hada_w1_a", "lokr_w1")
+
+
+def file_tensors(adapter: Adapter, names: Mapping[str, FileName]) -> dict[str, Tensor]:
+    """The tensors of a LoRA file that does what the adapter does, fp32 on the CPU.
+
+    names: layer → its name in the file (`trainer.host.lora.file_names`). kohya's names (`lora_unet_…`) come
+    with `.alpha`. Names with dots (`diffusion_model.…`) come with `lora_A`/`lora_B` and the scale folded into
+    B, since some of diffusers' readers of such names refuse an alpha and all take a missing one as scale 1.
+    """
+    out: dict[str, Tensor] = {}
+    for layer, module in adapter.layers.items():
+        name = names[layer]
+        kohya, peft = bool(name.prefix) and "." not in name.prefix, name.is_diffusers
+        if peft and adapter.config.kind not in LORA_KINDS:
+            raise LoraFileError(f"diffusers cannot read kind {adapter.config.kind}; save in ComfyUI's names")
+        tensors, scale = _layer_tensors(module, peft)
+        if not kohya or "lokr_w2" in tensors:  # readers give a LoKr without a rank the scale 1
+            tensors, scale = _folded(tensors, scale), 1.0
+        for prefix, part in _parts(layer, name, tensors):
+            out |= {f"{prefix}.{(_KOHYA if kohya else _DOTTED).get(k, k)}": v for k, v in part.items()}
+            if kohya:
+                out[f"{prefix}.alpha"] = torch.tensor(_file_alpha(module, scale))
+    return out
+
+
+def _layer_tensors(module: torch.nn.Module, peft: bool) -> tuple[dict[str, Tensor], float]:
+    tensors = {
+        key: p.detach().to("cpu", torch.float32, copy=True).contiguous()
+        for key, p in adapter_parameters(module)
+    }
+    if isinstance(module, OutputRotation):
+        return tensors, 1.0
+    magnitude = tensors.pop("lora_magnitude_vector", None)
+    if magnitude is not None:
+        if peft:
+            tensors["lora_magnitude_vector"] = magnitude
+        else:
+            tensors["dora_scale"] = _dora_scale(module, magnitude)
+    return tensors, float(module.scaling[ADAPTER])  # type: ignore[index]
+
+
+def _dora_scale(module: torch.nn.Module, magnitude: Tensor) -> Tensor:
+    """m·‖W‖/‖W + ΔW‖: ComfyUI divides a scale on the output side by ‖W‖, the paper m by ‖W + ΔW‖."""
+    merged, base = dora_norms(module)  # type: ignore[arg-type]
+    scale = magnitude.flatten() * (base / merged).cpu()
+    weight_dims = module.get_base_layer().weight.ndim  # type: ignore[operator, union-attr]
+    return scale.reshape(-1, *[1] * (weight_dims - 1)).contiguous()
+
+
+def _folded(tensors: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
+    return {k: v * scale if k in _FOLD_INTO and scale != 1 else v for k, v in tensors.items()}
+
+
+def _file_alpha(module: torch.nn.Module, scale: float) -> float:
+    """Readers divide alpha by the rank. For OFT alpha is a constraint, and 0 means none."""
+    return 0.0 if isinstance(module, OutputRotation) else scale * module.r[ADAPTER]  # type: ignore[index]
+
+
+def _parts(layer: str, name: FileName, tensors: dict[str, Tensor]) -> list[tuple[str, dict[str, Tensor]]]:
+    """One layer of the network as the layers that the file's names know."""
+    plain = tensors.keys() == {"lora_A", "lora_B"}  # only ΔW = B·A can be cut into rows
+    if not name.parts or (name.prefix and not plain):
+        return [(name.prefix, tensors)]
+    if not plain:
+        raise LoraFileError(f"diffusers has {layer} in {len(name.parts)} layers; save in ComfyUI's names")
+    covered = sum(rows for _, _, rows in name.parts)
+    if covered != tensors["lora_B"].shape[0]:
+        raise LoraFileError(
+            f"{layer} has {tensors['lora_B'].shape[0]} outputs, its names in the file {covered}"
+        )
+    a, b = tensors["lora_A"], tensors["lora_B"]
+    return [(p, {"lora_A": a.clone(), "lora_B": b[s : s + n].clone()}) for p, s, n in name.parts]
+
+
+def write_lora(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file so that its final name never holds half a file."""
+    data = save(dict(tensors), metadata={**metadata, "modelspec.hash_sha256": tensors_hash(tensors)})
+    write_whole(path, data)
+
+
+def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file."""
+    try:
+        with safe_open(path, framework="pt") as f:
+            return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}  # noqa: SIM118 - not a dict
+    except FileNotFoundError as error:
+        raise LoraFileError(f"{path.name} does not exist; refresh the list of LoRA files") from error
+    except (SafetensorError, OSError) as error:
+        raise LoraFileError(f"{path.name} is not a readable safetensors file ({error})") from error

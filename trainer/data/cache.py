@@ -1,0 +1,123 @@
+"""Latents and conditions of a dataset, computed once before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from ..config import TrainConfig
+from ..errors import ConfigError, DatasetError
+from ..events import Emit, Phase
+from ..ports import LatentEncoder, TextEncoder
+from .batches import CachedSample
+from .buckets import bucket_size
+from .images import fit, open_image
+from .records import Dataset, ImageRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """What a run trains on. Class samples are there when the objective keeps the class by pictures."""
+
+    samples: Sequence[CachedSample]
+    class_samples: Sequence[CachedSample] = ()
+    validation_samples: Sequence[CachedSample] = ()
+    """Held out: never trained on."""
+
+
+def check_dataset(dataset: Dataset, config: TrainConfig) -> None:
+    """Refuse what cannot be trained on, before anything is loaded."""
+    instances = [r for r in dataset.records if r.role == "instance"]
+    shown = sum(r.repeats for r in instances)
+    if not instances:
+        raise DatasetError("the dataset has no picture to train on; load a folder with at least one")
+    used = [r for r in dataset.records if r.role != "class" or config.prior.uses_pictures]
+    empty = [r.path.name for r in used if not r.caption.strip()]
+    if empty:
+        raise DatasetError(
+            f"{len(empty)} pictures have no caption ({', '.join(empty[:3])}); write .txt files beside them"
+            " or set a template in CaptionImages"
+        )
+    if config.data.batch_size > shown:
+        raise ConfigError(
+            f"batch_size {config.data.batch_size} is larger than the dataset ({shown} pictures with repeats);"
+            " lower batch_size, raise repeats or add pictures"
+        )
+    if config.prior.uses_pictures and not any(r.role == "class" for r in dataset.records):
+        raise DatasetError(
+            "prior preservation needs class pictures; set class_folder in LoadDataset or a class_prompt"
+            " in PriorPreservation"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleCache:
+    """Encodes records by the host's VAE and text encoder."""
+
+    latents: LatentEncoder
+    texts: TextEncoder
+    step: int
+    """What the sides in pixels are multiples of."""
+    emit: Emit
+    check_interrupt: Callable[[], None]
+
+    def build(self, dataset: Dataset, config: TrainConfig, *, train_text: bool = False) -> TrainingData:
+        """The pictures first and the captions then, so that VAE and text encoder are not loaded in turns."""
+        check_dataset(dataset, config)
+        prior = config.prior.uses_pictures
+        records = [r for r in dataset.records if r.role != "class" or prior]
+        encoded = []
+        for i, record in enumerate(records):
+            self._progress("encoding pictures", i, len(records))
+            encoded.append((record, *self._encode_picture(record, dataset.resolution)))
+        samples: dict[str, list[CachedSample]] = {"instance": [], "class": [], "validation": []}
+        for i, (record, latent, mask) in enumerate(encoded):
+            self._progress("encoding captions", i, len(records))
+            sample = self._with_text(record, latent, mask, config, train_text)
+            samples[record.role].append(sample)
+        return TrainingData(
+            samples=samples["instance"],
+            class_samples=samples["class"],
+            validation_samples=samples["validation"],
+        )
+
+    def _progress(self, name: str, done: int, total: int) -> None:
+        self.check_interrupt()
+        self.emit(Phase(name=name, done=done, total=total))
+
+    def _encode_picture(self, record: ImageRecord, resolution: int) -> tuple[Tensor, Tensor | None]:
+        size = bucket_size(*record.size, resolution=resolution, step=self.step)
+        latent = self.latents.encode(fit(open_image(record.path), size))
+        if not latent.isfinite().all():
+            raise DatasetError(
+                f"{record.path.name}: the VAE gives NaN or infinite latents; run the VAE in fp32"
+                " (start ComfyUI with --fp32-vae) or use a VAE that is safe in fp16"
+            )
+        if record.mask is None:
+            return latent, None
+        pixels = fit(open_image(record.mask), size).mean(-1)
+        mask = adaptive_avg_pool2d(pixels[None], (latent.shape[-2], latent.shape[-1]))  # [1, h, w]
+        return latent, mask.reshape(1, *[1] * (latent.ndim - 3), *mask.shape[-2:])
+
+    def _with_text(
+        self, record: ImageRecord, latent: Tensor, mask: Tensor | None, config: TrainConfig, live: bool
+    ) -> CachedSample:
+        objective, prior, encode = config.objective, config.prior, self.texts.encode
+        with torch.no_grad():
+            return CachedSample(
+                latent=latent,
+                conditioning=None if live else encode(record.caption, latent),
+                key=record.digest,
+                caption=record.caption,
+                repeats=record.repeats,
+                weight=record.weight,
+                mask=mask,
+                empty=encode("", latent) if objective.caption_dropout and not live else None,
+                class_conditioning=(
+                    encode(prior.class_prompt, latent) if prior.preserves_output else None
+                ),
+            )

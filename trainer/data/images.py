@@ -1,0 +1,191 @@
+"""Reading pictures that may be broken or hostile, and cutting them to a bucket."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from ..errors import DatasetError
+
+MAX_BYTES = 256 * 1024**2
+MAX_PIXELS = 128_000_000
+FORMATS = ("JPEG", "PNG", "WEBP")
+
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_CACHE_ENTRIES = 20_000
+_inspected: dict[tuple[str, int, int], tuple[tuple[int, int], str]] = {}
+
+
+def open_image(path: Path) -> Image.Image:
+    """The picture in mode RGB, fully decoded and turned upright by EXIF; transparency lies on white.
+
+    Raises DatasetError if the file is missing, empty, truncated, animated, over MAX_BYTES or MAX_PIXELS,
+    or is not JPEG, PNG or WebP inside, whatever its name.
+    """
+    return _decode(path, _read(path))
+
+
+def inspect_image(path: Path) -> tuple[tuple[int, int], str]:
+    """((width, height) after EXIF rotation, sha256 of the file's bytes in hex).
+
+    Decodes the whole picture once to know that it can be; later calls answer from memory as long as
+    the file's time and size stay the same. Raises DatasetError as `open_image` does.
+    """
+    try:
+        info = os.stat(path)
+    except OSError as e:
+        raise _unusable(path, f"cannot be read ({_why(e)}); check that it exists and may be read") from e
+    key = (str(path), info.st_mtime_ns, info.st_size)
+    if key not in _inspected:
+        data = _read(path)
+        found = (_decode(path, data).size, hashlib.sha256(data).hexdigest())
+        if len(_inspected) >= _CACHE_ENTRIES:
+            _inspected.clear()
+        _inspected[key] = found
+    return _inspected[key]
+
+
+def cover_box(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of the centred part of a picture with the aspect ratio of `target`."""
+    (w, h), (tw, th) = size, target
+    scale = max(tw / w, th / h)
+    cw, ch = min(w, tw / scale), min(h, th / scale)
+    left, top = (w - cw) / 2, (h - ch) / 2
+    return left, top, left + cw, top + ch
+
+
+def fit(image: Image.Image, size: tuple[int, int], crop: Literal["center"] = "center") -> torch.Tensor:
+    """Cover `size` = (width, height) by Lanczos and crop what sticks out, never stretching.
+
+    Returns [H, W, 3], float32, 0 to 1.
+    """
+    if crop != "center":
+        raise ValueError(f"crop is {crop!r}; only 'center' is known")
+    # Cropping first, to a fraction of a pixel, gives the same picture without the huge intermediate
+    # that a 200x1 strip would be enlarged to.
+    cut = image.resize(size, Image.Resampling.LANCZOS, box=cover_box(image.size, size))
+    return torch.from_numpy(np.array(cut, dtype=np.float32) / 255.0)
+
+
+def save_tensor(image: torch.Tensor, folder: Path) -> Path:
+    """Write a picture [H, W, C] (C = 1, 3 or 4; 0 to 1) as 8-bit PNG named by its content; returns the path.
+
+    Raises DatasetError for another shape or for values that are not finite.
+    """
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
+        raise DatasetError(f"images: a picture has shape {list(image.shape)}; expected height x width x 3")
+    pixels = image.detach().to("cpu", torch.float32)
+    if not bool(torch.isfinite(pixels).all()):
+        raise DatasetError("images: a picture holds NaN or infinite values; check the node that made it")
+    array = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    digest = hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()
+    path = folder / f"{digest[:24]}.png"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        # Written aside, so that a stop in the middle never leaves half a picture under the final name.
+        draft = folder / f".{digest[:24]}.{os.getpid()}.part"
+        Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(draft, format="PNG")
+        os.replace(draft, path)
+    return path
+
+
+def _unusable(path: Path, reason: str) -> DatasetError:
+    return DatasetError(f"{path.name}: {reason}")
+
+
+def _why(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        info = os.stat(path)
+        # A pipe or a device with the name of a picture would block or never end.
+        if not stat.S_ISREG(info.st_mode):
+            raise _unusable(path, "is not a regular file; replace it by a picture")
+        if info.st_size > MAX_BYTES:
+            megabytes = f"{info.st_size / 1e6:.0f} MB (limit {MAX_BYTES / 1e6:.0f})"
+            raise _unusable(path, f"has {megabytes}; save it smaller")
+        data = path.read_bytes()
+    except OSError as e:
+        raise _unusable(path, f"cannot be read ({_why(e)}); check that it exists and may be read") from e
+    if not data:
+        raise _unusable(path, "the file is empty (0 bytes); copy it again")
+    return data
+
+
+@contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """Decode by our own limits: other packs switch Pillow's process-wide tolerance for truncated files on."""
+    tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+
+
+def _decode(path: Path, data: bytes) -> Image.Image:
+    try:
+        with _strict_pillow(), Image.open(BytesIO(data), formats=FORMATS) as image:
+            _check_header(path, image)
+            image.load()
+            # Not ImageOps.exif_transpose: it also writes the EXIF block anew and fails on odd ones.
+            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+            rgb = _to_rgb(image)
+            return rgb if turn is None else rgb.transpose(turn)
+    except DatasetError:
+        raise
+    except UnidentifiedImageError as e:
+        raise _unusable(path, "is not a JPEG, PNG or WebP picture inside; convert it to one of these") from e
+    except Image.DecompressionBombError as e:
+        raise _unusable(path, "has more pixels than Pillow allows; save it smaller") from e
+    except Exception as e:  # Pillow's decoders raise nearly anything on a broken file
+        raise _unusable(path, f"is damaged or truncated ({e}); copy it again or leave it out") from e
+
+
+def _check_header(path: Path, image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        million = f"{width * height / 1e6:.0f} million pixels (limit {MAX_PIXELS / 1e6:.0f})"
+        raise _unusable(path, f"has {width}x{height}, {million}; save it smaller")
+    frames = getattr(image, "n_frames", 1)
+    # MPO is what many phones and cameras write as .jpg: the photo, then a thumbnail or gain map as "frames".
+    if frames > 1 and image.format != "MPO":
+        raise _unusable(path, f"is animated ({frames} frames); save one frame as PNG")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow's own conversion clips 16-bit grey at 255 instead of scaling it.
+        grey = np.asarray(image).astype(np.float32).clip(0, 65535) / 257
+        return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    page = Image.new("RGBA", rgba.size, "white")
+    page.alpha_composite(rgba)
+    return page.convert("RGB")

@@ -1,0 +1,87 @@
+"""What a dataset is: records that point at files, and the problems met while scanning."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from ..errors import DatasetError
+
+Role = Literal["instance", "class", "validation"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageRecord:
+    """One picture and its caption. Pixels stay on disk until they are needed."""
+
+    path: Path
+    caption: str
+    size: tuple[int, int]
+    """(width, height) in pixels, after EXIF rotation."""
+    digest: str
+    """sha256 of the file's bytes, hex."""
+    repeats: int = 1
+    role: Role = "instance"
+    weight: float = 1.0
+    """Factor on this picture's loss."""
+    mask: Path | None = None
+    """A picture whose white part is what matters; same framing as the picture."""
+    mask_digest: str = ""
+
+    def with_caption(self, caption: str) -> ImageRecord:
+        return replace(self, caption=caption)
+
+    def with_role(self, role: Role) -> ImageRecord:
+        return replace(self, role=role)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """A file that was skipped, and why."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path.name}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """An ordered set of records, for training at `resolution` squared pixels."""
+
+    records: tuple[ImageRecord, ...]
+    problems: tuple[Problem, ...] = ()
+    resolution: int = 512
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def with_records(self, records: Iterable[ImageRecord]) -> Dataset:
+        return replace(self, records=tuple(records))
+
+    def hold_out(self, count: int) -> Dataset:
+        """`count` of the instance pictures become validation pictures: those with the lowest digests, so that
+        the choice is blind to names and stays the same when pictures are added."""
+        instances = sorted((r for r in self.records if r.role == "instance"), key=lambda r: r.digest)
+        if count >= len(instances) > 0:
+            raise DatasetError(
+                f"held_out is {count} but the dataset has {len(instances)} pictures; hold out fewer"
+            )
+        chosen = {r.digest for r in instances[:count]}
+        return self.with_records(
+            r.with_role("validation") if r.role == "instance" and r.digest in chosen else r
+            for r in self.records
+        )
+
+    @property
+    def digest(self) -> str:
+        """Changes when a picture, a caption, the order, repeats, roles or the resolution changes."""
+        h = hashlib.sha256(f"{self.resolution}".encode())
+        for r in self.records:
+            parts = (r.digest, r.caption, r.repeats, r.role, r.weight, r.mask_digest)
+            h.update("\0".join(["", *map(str, parts)]).encode())
+        return h.hexdigest()

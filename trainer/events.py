@@ -1,0 +1,73 @@
+"""What a run reports. Whoever runs the engine passes a function that takes these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """Work before or after the steps: encoding pictures, encoding captions, saving."""
+
+    name: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunStarted:
+    steps: int
+    samples: int
+    layers: int
+    parameters: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepDone:
+    """One optimizer step. `loss` is the mean over the step's samples."""
+
+    step: int
+    steps: int
+    loss: float
+    grad_norm: float
+    lr: float
+    seconds: float
+    skipped: bool = False
+    """The loss or the gradient was not finite, so the weights were left alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointSaved:
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Validated:
+    """Held-out loss after `step` optimizer steps; see `trainer.validation`."""
+
+    step: int
+    loss: float
+    best: bool
+    """The lowest so far."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreviewSaved:
+    """The sample pictures of a step, one for each prompt."""
+
+    step: int
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Notice:
+    """Something was skipped or chosen for the user; it is shown, never only logged."""
+
+    message: str
+
+
+Event = Phase | RunStarted | StepDone | CheckpointSaved | Validated | PreviewSaved | Notice
+Emit = Callable[[Event], None]

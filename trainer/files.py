@@ -1,0 +1,127 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from .errors import StorageError
+
+UNFINISHED = ".part"
+
+
+def write_whole(path: Path, data: bytes, *, replace: bool = True) -> bool:
+    """Write under a temporary name, sync, rename: the final name never holds half a file.
+
+    False, and nothing done, when the name is taken and may not be replaced. Raises StorageError when the disk
+    is full or the folder cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        if replace:
+            part.replace(path)
+        elif not _take_name(part, path):
+            return False
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise not_written(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    return True
+
+
+def not_written(path: Path, error: OSError) -> StorageError:
+    reason = error.strerror or error
+    return StorageError(f"{path} cannot be written ({reason}); make space on the disk or the folder writable")
+
+
+def _take_name(part: Path, path: Path) -> bool:
+    """Give a file a name that nothing has, also when another process wants the same one."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        if path.exists():
+            return False
+        part.rename(path)
+    return True
+
+
+def copy_as_new(source: Path, folder: Path, name: str, before: Callable[[Path], None]) -> Path:
+    """Copy to `<folder>/<name>` with the suffix of `source`, or to `<name>_2`, `_3`, … when that is taken.
+
+    No file is ever overwritten. before: is told the path before anything is there.
+    """
+    data = source.read_bytes()
+    for n in itertools.count(1):
+        path = folder / f"{name}{f'_{n}' if n > 1 else ''}{source.suffix}"
+        if path.exists():
+            continue
+        before(path)
+        if write_whole(path, data, replace=False):
+            return path
+    raise AssertionError("itertools.count ended")
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Remove what killed processes had begun to write below `folder`."""
+    for part in folder.rglob(f".*{UNFINISHED}"):
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def write_image(path: Path, image: Image.Image, text: Mapping[str, str] | None = None) -> None:
+    """A PNG file with `text` as its text chunks."""
+    info = PngInfo()
+    for key, value in (text or {}).items():
+        info.add_itxt(key, value)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=info)
+    write_whole(path, buffer.getvalue())
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without this a power loss may undo the rename. Windows cannot open folders.
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """None when the file is missing or not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file; "" when it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""

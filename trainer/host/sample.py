@@ -1,0 +1,112 @@
+"""Pictures by ComfyUI's own sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_management as mm
+import comfy.sample
+import comfy.samplers
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..compare import to_pil
+from ..config import PreviewConfig
+from .lora import apply_lora
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import CLIP, VAE
+
+SAMPLERS: list[str] = comfy.samplers.KSampler.SAMPLERS
+SCHEDULERS: list[str] = comfy.samplers.KSampler.SCHEDULERS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleSettings:
+    steps: int
+    cfg: float
+    sampler_name: str
+    scheduler: str
+    width: int
+    height: int
+
+
+def encode_prompt(clip: CLIP, text: str) -> list[Any]:
+    """As the stock CLIPTextEncode does."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def sample_image(
+    model: ModelPatcher,
+    vae: VAE,
+    positive: list[Any],
+    negative: list[Any],
+    seed: int,
+    settings: SampleSettings,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """[1, H, W, 3] in 0..1: the picture that EmptyLatentImage, KSampler and VAEDecode give for this seed."""
+    latent = torch.zeros([1, 4, settings.height // 8, settings.width // 8])
+    latent = comfy.sample.fix_empty_latent_channels(model, latent, 8)
+    noise = comfy.sample.prepare_noise(latent, seed)
+
+    def callback(step: int, x0: Tensor, x: Tensor, total: int) -> None:
+        if on_step is not None:
+            on_step(step + 1, total)
+
+    samples = comfy.sample.sample(
+        model,
+        noise,
+        settings.steps,
+        settings.cfg,
+        settings.sampler_name,
+        settings.scheduler,
+        positive,
+        negative,
+        latent,
+        callback=callback,
+        disable_pbar=True,
+        seed=seed,
+    )
+    images = vae.decode(samples)
+    return images.reshape(-1, *images.shape[-3:])[:1].clamp(0, 1)
+
+
+class PreviewSampler:
+    """The engine's `Sampler`: draws as KSampler does, and leaves the model without the LoRA."""
+
+    def __init__(self, model: ModelPatcher, clip: CLIP, vae: VAE, config: PreviewConfig, size: int) -> None:
+        """size: pixels, where the config leaves width or height open."""
+        self.model, self.clip, self.vae, self.config = model, clip, vae, config
+        self.prompts: Sequence[str] = config.prompts
+        self._settings = SampleSettings(
+            steps=config.steps,
+            cfg=config.cfg,
+            sampler_name=config.sampler_name,
+            scheduler=config.scheduler,
+            width=config.width or size,
+            height=config.height or size,
+        )
+        self.settings = f"{config.negative!r} seed {config.seed} {self._settings}"
+
+    def pictures(self, lora: Mapping[str, Tensor] | None) -> Generator[Image.Image]:
+        try:
+            with torch.inference_mode():
+                model, clip = self.model, self.clip
+                if lora is not None:
+                    model, patched = apply_lora(model, clip, lora, 1.0, 1.0)
+                    clip = patched or clip
+                negative = encode_prompt(clip, self.config.negative)
+                encoded = [encode_prompt(clip, prompt) for prompt in self.prompts]
+            for i, positive in enumerate(encoded):
+                seed = (self.config.seed + i) % 2**64
+                with torch.inference_mode():  # not across a yield: it belongs to the thread
+                    image = sample_image(model, self.vae, positive, negative, seed, self._settings)
+                yield to_pil(image)
+        finally:
+            with torch.inference_mode():
+                mm.load_models_gpu([self.model])  # takes the LoRA out of the shared weights

@@ -1,0 +1,76 @@
+"""Borrow the text encoder of the graph for training, and give it back as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_management as mm
+import torch
+from torch import Tensor, nn
+
+from ..modules import blocks, by_class
+from .conditioning import HostTextEncoder
+from .kernels import differentiable_kernels
+from .model import Condition, in_training, kept_loaded, stage, trainable_view
+from .residuals import out_of_place
+
+if TYPE_CHECKING:
+    from comfy.sd import CLIP
+
+_IN_PLACE = ("CLIPLayer", "T5LayerSelfAttention", "T5LayerFF")
+"""Class names of ComfyUI's text modules that write residuals in place."""
+
+
+class HostTextModel:
+    """A borrowed text encoder, through which gradients flow."""
+
+    def __init__(self, clip: CLIP, texts: HostTextEncoder | None = None) -> None:
+        self.clip = clip
+        self.texts = texts
+        self.net: nn.Module = clip.cond_stage_model
+        dtype = next(self.net.parameters()).dtype
+        self.half_precision = dtype if dtype in (torch.bfloat16, torch.float16) else None
+        self.blocks: Sequence[nn.Module] = blocks(self.net)
+        """What gradient checkpointing takes one by one."""
+
+    def encode(self, caption: str) -> dict[str, Any]:
+        """What CLIPTextEncode puts into a conditioning, under the names that `extra_conds` takes."""
+        model, device = self.clip.cond_stage_model, self.clip.patcher.load_device
+        model.reset_clip_options()
+        if self.clip.layer_idx is not None:
+            model.set_clip_options({"layer": self.clip.layer_idx})
+        model.set_clip_options({"execution_device": device})
+        with mm.cuda_device_context(device):
+            out = model.encode_token_weights(self.clip.tokenize(caption))
+        cond, pooled, *more = out
+        return {"cross_attn": cond, "pooled_output": pooled, **(more[0] if more else {})}
+
+    def condition(self, caption: str, latent: Tensor) -> Condition:
+        """The network's arguments for this caption and this size, with gradients."""
+        assert self.texts is not None
+        return self.texts.conditions(self.encode(caption), latent)
+
+
+@contextmanager
+def borrowed_clip(clip: CLIP, texts: HostTextEncoder | None = None) -> Iterator[HostTextModel]:
+    """The loaded text encoder, ready for autograd. Must be entered outside inference mode.
+
+    texts: makes whole conditions of what the text encoder says (`HostTextModel.condition`).
+
+    On every way out modules, parameters and flags are the original objects again.
+    """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("borrowed_clip() needs torch.inference_mode(False) around it")
+    mm.load_models_gpu([clip.patcher], force_full_load=True)
+    net = clip.cond_stage_model
+    with ExitStack() as loan:
+        loan.enter_context(in_training())
+        loan.enter_context(kept_loaded(clip.patcher))
+        loan.enter_context(trainable_view(net, stage(clip.patcher)))
+        loan.enter_context(differentiable_kernels())
+        known = by_class(net, _IN_PLACE)
+        loan.enter_context(out_of_place(known, () if known else blocks(net)))
+        loan.callback(net.reset_clip_options)
+        yield HostTextModel(clip, texts)

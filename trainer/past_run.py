@@ -1,0 +1,62 @@
+"""What an earlier run left at one of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .adapters.lora_file import read_lora
+from .config import ValidationConfig
+from .errors import ConfigError
+from .run_folder import RunFolder
+from .validation import Validation
+
+NEWEST, BEST = 0, -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PastRun:
+    step: int
+    lora: dict[str, Tensor]
+    metadata: Mapping[str, str]
+    losses: list[float]
+    """Of the steps up to `step`."""
+    summary: str
+
+
+def load_past_run(folder: RunFolder, step: int) -> PastRun:
+    """step: NEWEST, BEST (the lowest held-out loss) or a step that has a LoRA file.
+
+    Raises ConfigError that names the steps there are, LoraFileError for a file that cannot be read.
+    """
+    files = {int(path.stem.removeprefix("step_")): path for path in folder.loras()}
+    if not files:
+        raise ConfigError(f"run {folder.path.name} has no checkpoint yet; choose another run")
+    validations = {v.step: v.loss for v in folder.validations()}
+    if step == NEWEST:
+        step = max(files)
+    elif step == BEST:
+        step = _best(folder, files)
+    there = ", ".join(map(str, sorted(files)))
+    if step not in files:
+        raise ConfigError(f"run {folder.path.name} has no LoRA of step {step}; choose one of {there}")
+    lora, metadata = read_lora(files[step])
+    losses = folder.losses()[:step]
+    lines = [f"step {step} of run {folder.path.name}", f"steps with a LoRA: {there}"]
+    if losses:
+        lines.append(f"loss at this step {losses[-1]:.5f}")
+    if step in validations:
+        lines.append(f"held-out loss {validations[step]:.5f}")
+    return PastRun(step=step, lora=lora, metadata=metadata, losses=losses, summary="\n".join(lines))
+
+
+def _best(folder: RunFolder, steps: Mapping[int, object]) -> int:
+    measured = [v for v in folder.validations() if v.step in steps]
+    best = Validation(ValidationConfig(), measured, 0).best_step
+    if best is None:
+        raise ConfigError(
+            f"run {folder.path.name} measured no held-out loss; choose a step (TrainPreview sets held_out)"
+        )
+    return best

@@ -1,0 +1,108 @@
+"""Sample pictures of a run, drawn by the host's sampler between two legs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from .adapters.lora_file import read_lora
+from .config import PreviewConfig
+from .drawing import labelled_grid
+from .events import Emit, Notice, Phase, PreviewSaved
+from .files import write_image
+from .ports import Sampler
+from .run_folder import RunFolder
+
+COLUMNS = 8
+"""Steps in the overview; of more, as many are taken evenly."""
+
+
+def overview_path(folder: RunFolder) -> Path | None:
+    path = folder.path / "previews.png"
+    return path if path.exists() else None
+
+
+class Previews:
+    """`previews/step_N_I.png` for prompt I, and `previews.png`, a row for each prompt and a column a step."""
+
+    def __init__(
+        self, config: PreviewConfig, sampler: Sampler | None, folder: RunFolder, steps: int, emit: Emit
+    ) -> None:
+        self.every = config.every
+        self.sampler = sampler if config.prompts else None
+        self.folder, self.steps, self.emit = folder, steps, emit
+
+    def next_step(self, step: int) -> int:
+        """The first step after `step` that a preview is due at; the last one without previews."""
+        if self.sampler is None:
+            return self.steps
+        return min(self.steps, step - step % self.every + self.every)
+
+    def _due(self, step: int) -> bool:
+        return step % self.every == 0 or step == self.steps
+
+    def draw(self, step: int, lora: Path, stopped: Callable[[], bool]) -> None:
+        """The pictures of a step, unless they are there. A failure is told, and the run goes on.
+
+        lora: the step's LoRA file; step 0 is the model without one. stopped: asked between pictures.
+        """
+        if self.sampler is None or not self._due(step) or self._drawn(step, self.sampler):
+            return
+        try:
+            self._draw(step, self.sampler, read_lora(lora)[0] if step else None, stopped)
+        except Exception as error:  # noqa: BLE001 - whatever it is; ComfyUI's interrupt is no Exception
+            self.emit(Notice(message=f"the preview at step {step} failed ({error}); the training goes on"))
+
+    def _draw(
+        self, step: int, sampler: Sampler, lora: Mapping[str, Tensor] | None, stopped: Callable[[], bool]
+    ) -> None:
+        paths = []
+        pictures = sampler.pictures(lora)
+        total = len(sampler.prompts)
+        for i, prompt in enumerate(sampler.prompts):
+            if stopped():
+                pictures.close()
+                return
+            self.emit(Phase(name=f"preview at step {step}", done=i, total=total))
+            path = self._path(step, i)
+            about = {"prompt": prompt, "settings": sampler.settings, "train_step": str(step)}
+            write_image(path, next(pictures), about)
+            paths.append(path)
+        self._write_overview(sampler)
+        self.emit(PreviewSaved(step=step, paths=tuple(paths)))
+
+    def _path(self, step: int, prompt: int) -> Path:
+        return self.folder.path / "previews" / f"step_{step:06d}_{prompt + 1}.png"
+
+    def _drawn(self, step: int, sampler: Sampler) -> bool:
+        return all(self._picture(step, i, sampler) is not None for i in range(len(sampler.prompts)))
+
+    def _picture(self, step: int, i: int, sampler: Sampler) -> Image.Image | None:
+        """None when it is not there, not whole, or of other settings."""
+        with suppress(OSError, SyntaxError), Image.open(self._path(step, i)) as image:
+            image.load()
+            told = getattr(image, "text", {})
+            if (told.get("prompt"), told.get("settings")) == (sampler.prompts[i], sampler.settings):
+                return image.convert("RGB")
+        return None
+
+    def _write_overview(self, sampler: Sampler) -> None:
+        first = sorted((self.folder.path / "previews").glob("step_*_1.png"))
+        steps = [int(path.stem.split("_")[1]) for path in first]
+        steps = [step for step in steps if step <= self.steps and self._drawn(step, sampler)]
+        if len(steps) > COLUMNS:
+            last = len(steps) - 1
+            steps = [steps[round(i * last / (COLUMNS - 1))] for i in range(COLUMNS)]
+        titles = ["without LoRA" if step == 0 else f"step {step}" for step in steps]
+        rows = []
+        for i, prompt in enumerate(sampler.prompts):
+            pictures = [self._picture(step, i, sampler) for step in steps]
+            rows.append((prompt, [p for p in pictures if p is not None]))
+        write_image(self.folder.path / "previews.png", labelled_grid(titles, rows))
+
+    def overview(self) -> Path | None:
+        return overview_path(self.folder) if self.sampler is not None else None

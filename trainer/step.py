@@ -1,0 +1,148 @@
+"""One optimizer step: noise, predict, loss, backward, update.
+
+The loss of a batch is mean(instance) + w · prior, where prior is, by `PriorConfig.method`:
+
+    class_images               mean over class pictures, with their own noise and time (DreamBooth, Ruiz et
+                               al. 2023; diffusers' train_dreambooth_lora: a sum, not renormalised)
+    class_images_base_target   the same, with the untouched model's prediction as target
+    output_preservation        MSE(with adapter, untouched), both at the batch's x_t with the class prompt
+                               (differential output preservation)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .adapters.inject import Adapter
+from .config import ObjectiveConfig, PriorConfig
+from .data.batches import CachedSample, same_shape_groups
+from .loss import element_loss, huber_threshold, loss_weight, sample_loss
+from .objective import Noised, add_noise
+from .ports import Conditioning, Denoiser
+from .timesteps import draw_sigma
+
+ConditionOf = Callable[[CachedSample, bool], Conditioning]
+"""(sample, caption dropped) → its condition; with a trained text encoder this encodes the caption anew."""
+
+
+def cached_condition(sample: CachedSample, dropped: bool) -> Conditioning:
+    return sample.empty if dropped else sample.conditioning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A group of samples of one shape with its noise."""
+
+    noised: Noised
+    conditioning: list[Conditioning]
+    weight: Tensor
+    """[B]: picture's weight times the weighting of the noise level."""
+    mask: Tensor | None
+    threshold: Tensor
+    """[B]: c of the Huber loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What is minimised, on one model."""
+
+    config: ObjectiveConfig
+    prior: PriorConfig
+    denoiser: Denoiser
+    adapter: Adapter
+    condition_of: ConditionOf = cached_condition
+
+    def draw(self, group: Sequence[CachedSample], generator: torch.Generator) -> Drawn:
+        """All random draws of a group, on the CPU, in a fixed order."""
+        config, process = self.config, self.denoiser.process
+        device = next(self.denoiser.net.parameters()).device
+        x_0 = torch.stack([s.latent for s in group])
+        sigma = draw_sigma(process, config, len(group), x_0[0, 0].numel() / 4, generator)
+        noise = torch.randn(x_0.shape, generator=generator)
+        if config.noise_offset:
+            shape = (*x_0.shape[:2], *[1] * (x_0.ndim - 2))
+            noise += config.noise_offset * torch.randn(shape, generator=generator)
+        input_noise = None
+        if config.input_perturbation:
+            input_noise = noise + config.input_perturbation * torch.randn(x_0.shape, generator=generator)
+            input_noise = input_noise.to(device)
+        dropped = [False] * len(group)
+        if config.caption_dropout:
+            dropped = (torch.rand(len(group), generator=generator) < config.caption_dropout).tolist()
+        weight = loss_weight(config, process, sigma) * torch.tensor([s.weight for s in group])
+        return Drawn(
+            noised=add_noise(process, x_0.to(device), noise.to(device), sigma.to(device), input_noise),
+            conditioning=[self.condition_of(s, d) for s, d in zip(group, dropped, strict=True)],
+            weight=weight.to(device),
+            mask=self._mask(group, x_0, device),
+            threshold=huber_threshold(config, process, sigma).to(device),
+        )
+
+    def _mask(self, group: Sequence[CachedSample], x_0: Tensor, device: torch.device) -> Tensor | None:
+        if not self.config.masked or all(s.mask is None for s in group):
+            return None
+        everything = torch.ones_like(x_0[:1, :1])[0]
+        mask = torch.stack([everything if s.mask is None else s.mask for s in group])
+        return mask.clamp(min=self.config.unmasked_weight).to(device)
+
+    def loss(self, drawn: Drawn, target: Tensor | None = None) -> Tensor:
+        """[B]: weighted loss of each sample; `target` replaces the target of the noise process."""
+        noised = drawn.noised
+        output = self.denoiser.predict(noised.x_t, noised.sigma, drawn.conditioning)
+        target = noised.target if target is None else target
+        elements = element_loss(self.config, output, target, drawn.threshold)
+        return drawn.weight * sample_loss(elements, drawn.mask)
+
+    @torch.no_grad()
+    def base_prediction(self, noised: Noised, conditioning: Sequence[Conditioning]) -> Tensor:
+        """What the untouched model says."""
+        with self.adapter.disabled():
+            return self.denoiser.predict(noised.x_t, noised.sigma, conditioning)
+
+    def preservation_loss(self, drawn: Drawn, group: Sequence[CachedSample]) -> Tensor:
+        """[B]: distance from the untouched model at the class prompt."""
+        conditioning = [s.class_conditioning for s in group]
+        target = self.base_prediction(drawn.noised, conditioning)
+        output = self.denoiser.predict(drawn.noised.x_t, drawn.noised.sigma, conditioning)
+        return (output - target).square().flatten(1).mean(1)
+
+
+def backward_batch(
+    objective: Objective,
+    batch: Sequence[CachedSample],
+    class_batch: Sequence[CachedSample],
+    generator: torch.Generator,
+    *,
+    scale: Callable[[Tensor], Tensor],
+    check_interrupt: Callable[[], None],
+) -> Tensor:
+    """Add the gradient of the batch's loss; returns the loss, detached, on the device.
+
+    `scale` is applied to each part before its backward pass: 1/accumulation, and the GradScaler's factor.
+    """
+    prior, parts = objective.prior, []
+
+    def backward(loss: Tensor) -> None:
+        scale(loss).backward()
+        parts.append(loss.detach())
+
+    for group in same_shape_groups(batch):
+        check_interrupt()
+        drawn = objective.draw(group, generator)
+        backward(objective.loss(drawn).sum() / len(batch))
+        if prior.preserves_output:
+            check_interrupt()
+            preserved = objective.preservation_loss(drawn, group).sum() / len(batch)
+            backward(prior.weight * preserved)
+    for group in same_shape_groups(class_batch):
+        check_interrupt()
+        drawn = objective.draw(group, generator)
+        target = None
+        if prior.method == "class_images_base_target":
+            target = objective.base_prediction(drawn.noised, drawn.conditioning)
+        backward(prior.weight * objective.loss(drawn, target).sum() / len(class_batch))
+    return torch.stack(parts).sum()

@@ -1,0 +1,108 @@
+"""What a run trains: the adapters, with their names in the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from .adapters.inject import Adapter, injected
+from .adapters.lora_file import file_tensors
+from .adapters.names import FileName
+from .adapters.start import StartingLora
+from .config import TrainConfig
+from .data.batches import CachedSample
+from .memory import checkpointed, compiled
+from .optim import ParameterGroups
+from .ports import Conditioning, Loan
+from .step import Objective, cached_condition
+
+TEXT_TARGETS = "attention+feed-forward"
+"""Layers of a text encoder that kohya's trainers adapt."""
+
+FileNames = Callable[[Iterable[str]], Mapping[str, FileName]]
+"""Layers → their names in the file."""
+
+
+@dataclass
+class Trained:
+    """The adapters of a run with their names in the file, and what to tell the optimizer of them."""
+
+    adapters: list[tuple[Adapter, FileNames]] = field(default_factory=list)
+    groups: ParameterGroups = field(default_factory=list)
+
+    def add(self, adapter: Adapter, names: FileNames, lr: float, lora_plus_ratio: float) -> None:
+        self.adapters.append((adapter, names))
+        self.groups += adapter.parameter_groups(lr, lora_plus_ratio)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {
+            f"adapter.{i}.{key}": tensor
+            for i, (adapter, _) in enumerate(self.adapters)
+            for key, tensor in adapter.state_dict().items()
+        }
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        for i, (adapter, _) in enumerate(self.adapters):
+            start = f"adapter.{i}."
+            own = {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}
+            adapter.load_state_dict(own)
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for adapter, names in self.adapters:
+            tensors |= file_tensors(adapter, names(adapter.layers))
+        return tensors
+
+
+def trainable(
+    stack: ExitStack,
+    loan: Loan,
+    config: TrainConfig,
+    names: FileNames,
+    text_names: FileNames | None,
+    start: StartingLora | None,
+) -> tuple[Trained, Objective]:
+    """Adapters in, blocks compiled and checkpointed, until `stack` ends."""
+    denoiser, text = loan.denoiser, loan.text
+    memory, optimizer, trained = config.memory, config.optimizer, Trained()
+    adapter = stack.enter_context(
+        injected(
+            denoiser.net,
+            config.adapter,
+            seed=config.seed,
+            compute_dtype=denoiser.half_precision,
+            start=start,
+        )
+    )
+    trained.add(adapter, names, optimizer.learning_rate, optimizer.lora_plus_ratio)
+    condition_of = cached_condition
+    if text is not None:
+        assert text_names is not None
+        text_adapter = stack.enter_context(
+            injected(
+                text.net,
+                replace(config.adapter, targets=TEXT_TARGETS),
+                seed=config.seed + 1,
+                compute_dtype=text.half_precision,
+            )
+        )
+        trained.add(text_adapter, text_names, optimizer.text_encoder_lr, optimizer.lora_plus_ratio)
+        stack.enter_context(checkpointed(text.blocks, memory.checkpointing))
+
+        def condition_of(sample: CachedSample, dropped: bool) -> Conditioning:
+            return text.condition("" if dropped else sample.caption, sample.latent)
+
+    if memory.compile:
+        stack.enter_context(compiled(denoiser.blocks))
+    stack.enter_context(checkpointed(denoiser.blocks, memory.checkpointing))
+    objective = Objective(
+        config=config.objective,
+        prior=config.prior,
+        denoiser=denoiser,
+        adapter=adapter,
+        condition_of=condition_of,
+    )
+    return trained, objective

@@ -1,0 +1,80 @@
+"""The held-out loss: a fixed measure of how well pictures are predicted that are not trained on.
+
+Mean over the held-out pictures, and over STRATA noise levels each, of the squared error in the model's own
+target space, without weighting. Levels and noise are the same at every step and lie in the middle of equal
+parts of the model's own schedule, so the curve has no sampling noise, and runs of different objectives can
+be compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from .config import ObjectiveConfig, ValidationConfig
+from .data.batches import CachedSample
+from .events import Validated
+from .objective import add_noise
+from .rng import stream
+from .step import Objective
+from .timesteps import sigma_from_uniform
+
+STRATA = 8
+
+
+@torch.no_grad()
+def held_out_loss(objective: Objective, samples: Sequence[CachedSample], seed: int, batch_size: int) -> float:
+    """Measured with the weights that are in the network now; `batch_size` bounds the memory."""
+    denoiser = objective.denoiser
+    device = next(denoiser.net.parameters()).device
+    total = torch.zeros((), device=device)
+    with objective.adapter.evaluating():
+        for i, sample in enumerate(samples):
+            x_0 = sample.latent.expand(STRATA, *sample.latent.shape)
+            noise = torch.randn(x_0.shape, generator=stream(seed, "validation", i))
+            u = (torch.arange(STRATA) + 0.5) / STRATA
+            tokens = sample.latent[0].numel() / 4
+            sigma = sigma_from_uniform(u, ObjectiveConfig(), denoiser.process, tokens)
+            noised = add_noise(denoiser.process, x_0.to(device), noise.to(device), sigma.to(device))
+            condition = objective.condition_of(sample, False)
+            for part in torch.arange(STRATA).split(batch_size):
+                part = part.to(device)
+                output = denoiser.predict(noised.x_t[part], noised.sigma[part], [condition] * len(part))
+                total += (output - noised.target[part]).square().flatten(1).mean(1).sum()
+    return float(total / (STRATA * len(samples)))
+
+
+class Validation:
+    """When the held-out loss is measured, and what its values so far decide."""
+
+    def __init__(self, config: ValidationConfig, before: Sequence[Validated], steps: int) -> None:
+        """before: the measurements of the run that is gone on with."""
+        self.config, self.steps = config, steps
+        self.measured: dict[int, float] = {}
+        for one in before:
+            self.add(one.step, one.loss)
+
+    def due(self, step: int) -> bool:
+        """At step 0, every `every` steps and at the last one; never twice at one step."""
+        wanted = step % self.config.every == 0 or step == self.steps
+        return self.config.held_out > 0 and wanted and step not in self.measured
+
+    def add(self, step: int, loss: float) -> Validated:
+        self.measured[step] = loss if math.isfinite(loss) else math.inf
+        return Validated(step=step, loss=loss, best=self.best_step == step)
+
+    @property
+    def best_step(self) -> int | None:
+        """The first step with the lowest loss. The untouched model of step 0 is no result to keep."""
+        trained = {step: loss for step, loss in self.measured.items() if step > 0}
+        return min(trained, key=lambda step: (trained[step], step)) if trained else None
+
+    @property
+    def exhausted(self) -> bool:
+        """`patience` measurements in a row, step 0 included, brought no new lowest loss."""
+        if not self.config.patience or not self.measured:
+            return False
+        best = min(self.measured, key=lambda step: (self.measured[step], step))
+        return sum(step > best for step in self.measured) >= self.config.patience
