@@ -13,11 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of benchmarks/
-
-import benchmarks  # noqa: E402, F401  # found now, and by its submodules when the root has left sys.path
-import demo  # noqa: E402, F401
-from devtools import host  # noqa: E402
+import demo  # noqa: F401  # found now, and by its submodules when the root has left sys.path
+from devtools import host
 
 if TYPE_CHECKING:
     from benchmarks.meter import Turns

@@ -18,12 +18,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of benchmarks/
+from benchmarks.table import Row, markdown, targets
+from devtools import ROOT
 
-from benchmarks.table import Row, markdown, targets  # noqa: E402
-from devtools import ROOT  # noqa: E402
-
-CASE = Path(__file__).with_name("case.py")
 EVERY_MATRIX = "regex:."
 
 
@@ -132,8 +129,9 @@ def run_case(rows: list[Row], entries: list[Entry], args: argparse.Namespace) ->
     }
     env = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
     done = subprocess.run(
-        [sys.executable, CASE, json.dumps(task)], env=env, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-m", "benchmarks.case", json.dumps(task)],
+        cwd=ROOT, env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     if done.returncode:
         killed = done.returncode in (-9, 137)
         lines = done.stderr.strip().splitlines() or ["failed"]

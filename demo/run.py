@@ -14,13 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of demo/
-
-from demo.client import Client, Event, Prompt, PromptRejected, Result  # noqa: E402
-from demo.shows import PHOTOS, SUBJECT, Show  # noqa: E402
-from demo.workflow import WorkflowError, override, to_prompt  # noqa: E402
-from devtools import ROOT, base, server  # noqa: E402
-from devtools.steps import LOGS, SetupError, say  # noqa: E402
+from demo.client import Client, Event, Prompt, PromptRejected, Result
+from demo.shows import PHOTOS, SUBJECT, Show
+from demo.workflow import WorkflowError, override, to_prompt
+from devtools import ROOT, base, server
+from devtools.steps import LOGS, SetupError, say
 
 PROGRESS = "in_graph_lora.progress"
 """The event that the pack sends while it trains: node_id, step, steps, loss, lr, seconds."""

@@ -26,7 +26,7 @@ def set_up(*, dev: bool) -> tuple[Path, Path]:
 def demo(rest: Sequence[str]) -> int:
     """train a small LoRA in a real ComfyUI, end to end"""
     python, comfy = set_up(dev=False)
-    return _script(python, comfy, ROOT / "demo" / "run.py", rest)
+    return _run([python, "-m", "demo.run", *rest], IGL_COMFYUI=str(comfy))
 
 
 def test(rest: Sequence[str]) -> int:
@@ -61,10 +61,7 @@ def lint(rest: Sequence[str]) -> int:
 def bench(rest: Sequence[str]) -> int:
     """run the benchmarks"""
     python, comfy = set_up(dev=False)
-    script = ROOT / "benchmarks" / "run.py"
-    if not script.exists():
-        raise SetupError(f"There are no benchmarks here: {script} does not exist.")
-    return _script(python, comfy, script, rest)
+    return _run([python, "-m", "benchmarks.run", *rest], IGL_COMFYUI=str(comfy))
 
 
 COMMANDS = {"demo": demo, "test": test, "server": serve, "lint": lint, "bench": bench}
@@ -72,10 +69,6 @@ COMMANDS = {"demo": demo, "test": test, "server": serve, "lint": lint, "bench": 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which unlike Ctrl-C reaches dev.py alone."""
-
-
-def _script(python: Path, comfy: Path, script: Path, rest: Sequence[str]) -> int:
-    return _run([python, script, *rest], IGL_COMFYUI=str(comfy))
 
 
 def _run(command: Sequence[object], **env: str) -> int:
