@@ -41,9 +41,8 @@ LATENT_SCALE = 0.18215
 
 
 def write_sd15_checkpoint(path: Path, seed: int = 0, tiny: bool = True) -> Path:
-    """Writes the file in half precision, whole or not at all. One seed gives one file on any machine."""
+    """One seed gives one file on any machine."""
     import numpy as np
-    from safetensors.numpy import save_file
 
     random = np.random.RandomState(seed)  # its stream is frozen, that of numpy's newer generators is not
     weights: Weights = {}
@@ -53,6 +52,14 @@ def write_sd15_checkpoint(path: Path, seed: int = 0, tiny: bool = True) -> Path:
         weights[f"cond_stage_model.transformer.{name}"] = weight
     for name, tensor in autoencoder().items():
         weights[f"first_stage_model.{name}"] = tensor
+    return save_half(weights, path)
+
+
+def save_half(weights: Weights, path: Path) -> Path:
+    """Writes a safetensors file in half precision, whole or not at all."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

@@ -12,6 +12,7 @@ from demo.photos import FOLDER, write_photos
 from demo.workflow import Json, override
 from devtools import ROOT
 from devtools.steps import SetupError, say
+from miniature.checkpoint import is_current
 
 MINIATURE = "miniature-sd3.safetensors"
 RANDOM_SD15 = "in-graph-lora-demo-sd15.safetensors"
@@ -31,7 +32,7 @@ class Show:
 
 def _provide_miniature(comfyui: Path, base: Path) -> None:
     target = base / "models" / "checkpoints" / MINIATURE
-    if not target.exists():
+    if not is_current(target):
         say(f"Writing the miniature base model to {target} (270 MB)")
         _run([sys.executable, "-m", "miniature.checkpoint", target, "--comfyui", comfyui])
     pictures = base / "input" / MINIATURE_PICTURES

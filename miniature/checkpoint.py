@@ -8,7 +8,6 @@ The weights of network and autoencoder are stored beside this file; those of CLI
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,15 +17,16 @@ if TYPE_CHECKING:
 
 WEIGHTS = Path(__file__).parent / "weights"
 CONTEXT_WIDTH, POOLED_WIDTH = 4096, 2048
-CLIP_SEED = 0
 
 
 def write_checkpoint(path: Path, weights: Path = WEIGHTS) -> Path:
-    """Writes the file in half precision, whole or not at all. Needs `comfy` to be importable, no server."""
+    """Needs `comfy` to be importable, no server. Same weights, same file."""
     import numpy as np
-    from safetensors.numpy import load_file, save_file
+    from safetensors.numpy import load_file
 
-    from demo.checkpoint import clip_l
+    from demo.checkpoint import clip_l, save_half
+
+    from .text import CLIP_SEED
 
     tensors: dict[str, np.ndarray] = {}
     for name, weight in load_file(weights / "network.safetensors").items():
@@ -35,14 +35,13 @@ def write_checkpoint(path: Path, weights: Path = WEIGHTS) -> Path:
         tensors[f"first_stage_model.{name}"] = weight
     for name, weight in clip_l(np.random.RandomState(CLIP_SEED)).items():
         tensors[f"text_encoders.clip_l.transformer.{name}"] = weight
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        save_file({name: np.ascontiguousarray(w, dtype=np.float16) for name, w in tensors.items()}, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    return save_half(tensors, path)
+
+
+def is_current(path: Path) -> bool:
+    """Whether the checkpoint is there, and was written after the stored weights."""
+    stored = max(weights.stat().st_mtime for weights in WEIGHTS.iterdir())
+    return path.exists() and path.stat().st_mtime >= stored
 
 
 def _widened(name: str, weight: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 WIDTH = 768
 CLIP_SEED = 0
+"""Of the frozen random stream that is the text encoder."""
 
 
 def encode(captions: Sequence[str], batch: int = 50) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,7 @@ from demo.client import Client  # noqa: E402
 from devtools import base  # noqa: E402
 from devtools import comfyui as comfyui_tools  # noqa: E402
 from devtools import server as server_tools  # noqa: E402
+from miniature import checkpoint  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -77,6 +78,16 @@ def tiny_checkpoint(comfyui: Path) -> Path:
     path = ROOT / ".cache" / "checkpoints" / "tiny-sd15.safetensors"
     if not path.exists() or path.stat().st_mtime < script.stat().st_mtime:
         subprocess.run([sys.executable, script, path, "--comfyui", comfyui], check=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def miniature_checkpoint(comfyui: Path) -> Path:
+    """The trained miniature base (270 MB), kept in .cache."""
+    path = ROOT / ".cache" / "checkpoints" / "miniature-sd3.safetensors"
+    if not checkpoint.is_current(path):
+        command = [sys.executable, "-m", "miniature.checkpoint", path, "--comfyui", comfyui]
+        subprocess.run(command, check=True, cwd=ROOT)
     return path
 
 

@@ -5,8 +5,6 @@ The long version is `python -m miniature.learn`.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from random import Random
 
@@ -26,18 +24,8 @@ LEARNED = 0.6
 
 
 @pytest.fixture(scope="module")
-def checkpoint(repo_root: Path, comfyui: Path) -> Path:
-    path = repo_root / ".cache" / "checkpoints" / "miniature-sd3.safetensors"
-    weights = repo_root / "miniature" / "weights" / "network.safetensors"
-    if not path.exists() or path.stat().st_mtime < weights.stat().st_mtime:
-        command = [sys.executable, "-m", "miniature.checkpoint", path, "--comfyui", comfyui]
-        subprocess.run(command, check=True, cwd=repo_root)
-    return path
-
-
-@pytest.fixture(scope="module")
-def loaded(checkpoint: Path):
-    return sampling.load_checkpoint(checkpoint)
+def loaded(miniature_checkpoint: Path):
+    return sampling.load_checkpoint(miniature_checkpoint)
 
 
 @pytest.fixture(autouse=True)
@@ -79,11 +67,7 @@ def pictures(tmp_path: Path) -> Path:
     return subject.write(subject.subject_pictures(PICTURES), tmp_path / "subject")
 
 
-def test_the_base_draws_what_is_asked_for_and_knows_no_subject(loaded):
-    asked = world.held_out_captions(20)
-    seen = opinions(loaded, [text for _, text in asked])
-    right = [(s.place, s.colour) == (o["place"], o["colour"]) for (s, _), o in zip(asked, seen, strict=True)]
-    assert sum(right) >= 0.85 * len(right)
+def test_the_base_does_not_know_the_subject(loaded):
     assert share_of_the_subject(loaded) == 0
 
 

@@ -10,18 +10,19 @@ import pytest
 import torch
 
 from miniature import judge, sampling, subject, text, world
-from miniature.checkpoint import WEIGHTS, write_checkpoint
+from miniature.checkpoint import WEIGHTS
 from miniature.evaluate import shares
 
 MOST_STORED = 30 * 2**20
 
 
 @pytest.fixture(scope="module")
-def base(host_base: Path) -> tuple[Any, Any, Any]:
+def base(host_base: Path, miniature_checkpoint: Path) -> tuple[Any, Any, Any]:
     import nodes as comfy_nodes
 
-    path = write_checkpoint(host_base / "models" / "checkpoints" / "miniature.safetensors")
-    return comfy_nodes.CheckpointLoaderSimple().load_checkpoint(path.name)
+    name = "miniature.safetensors"
+    (host_base / "models" / "checkpoints" / name).symlink_to(miniature_checkpoint)
+    return comfy_nodes.CheckpointLoaderSimple().load_checkpoint(name)
 
 
 @pytest.fixture(scope="module")
@@ -84,5 +85,5 @@ def test_it_draws_captions_it_has_never_seen(base: tuple[Any, Any, Any]) -> None
     asked = world.held_out_captions(24)
     made = sampling.sample(*base, [caption for _, caption in asked])
     found = shares([scene for scene, _ in asked], judge.opinions(judge.load_judge(), made))
-    assert found["place and colour"] >= 0.8
+    assert found["place and colour"] >= 0.85
     assert found["the subject"] <= 0.05

@@ -9,6 +9,7 @@ from in_graph_lora.trainer.config import (
     DataConfig,
     OptimizerConfig,
     TrainConfig,
+    ValidationConfig,
     check_name,
 )
 from in_graph_lora.trainer.errors import ConfigError, TrainerError
@@ -43,6 +44,8 @@ def test_ordinary_names_pass(name):
         (lambda: OptimizerConfig(learning_rate=2.0), "learning_rate is 2.0"),
         (lambda: OptimizerConfig(schedule="cosin"), "schedule is 'cosin'; choose one of constant"),
         (lambda: DataConfig(batch_size=0), "batch_size is 0"),
+        (lambda: ValidationConfig(keep_best=True), "keep_best is set but nothing is measured; set held_out"),
+        (lambda: ValidationConfig(patience=2), "patience is set but nothing is measured"),
     ],
 )
 def test_a_value_out_of_range_is_named(make, message):
