@@ -60,20 +60,6 @@ def fit(
     means: list[Tensor] = list(averaged.parameters())
     saved_at, total, counted = seconds, torch.zeros(()), 0
 
-    def save() -> None:
-        part = state_path.with_suffix(".part")
-        torch.save(
-            {
-                "module": module.state_dict(),
-                "averaged": averaged.state_dict(),
-                "optimizers": [o.state_dict() for o in optimizers],
-                "step": step,
-                "seconds": seconds,
-            },
-            part,
-        )
-        os.replace(part, state_path)
-
     while (done := seconds / (60 * minutes)) < 1:
         started = time.monotonic()
         share = _rate(done, warmup, decay_from)
@@ -99,10 +85,33 @@ def fit(
                 log.write(json.dumps({**line, "rate": round(share, 4)}) + "\n")
             total, counted = torch.zeros(()), 0
         if seconds - saved_at > SAVE_EVERY:
-            save()
+            save_state(state_path, module, averaged, optimizers, step, seconds)
             saved_at = seconds
-    save()
+    save_state(state_path, module, averaged, optimizers, step, seconds)
     return averaged
+
+
+def save_state(
+    path: Path,
+    module: nn.Module,
+    averaged: nn.Module,
+    optimizers: Sequence[Optimizer],
+    step: int,
+    seconds: float,
+) -> None:
+    """Writes what `fit` goes on from, whole or not at all."""
+    part = path.with_suffix(".part")
+    torch.save(
+        {
+            "module": module.state_dict(),
+            "averaged": averaged.state_dict(),
+            "optimizers": [o.state_dict() for o in optimizers],
+            "step": step,
+            "seconds": seconds,
+        },
+        part,
+    )
+    os.replace(part, path)
 
 
 def _forget_lines_after(step: int, log: Path) -> None:

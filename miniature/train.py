@@ -1,15 +1,17 @@
-"""Makes the base model again, from nothing to the stored weights, in about an hour and a half on two cores.
+"""Makes the base model again, from nothing to the stored weights, in some hours on two cores.
 
-    python -m miniature.train --comfyui FOLDER [--work FOLDER] [--minutes 75] [--threads 2]
+    python -m miniature.train --comfyui FOLDER [--work FOLDER] [--minutes 135] [--threads 2] [--from-stored]
 
 Every stage leaves its result in the work folder and is passed over when it is there, so the command can be
-stopped and started again at any moment.
+stopped and started again at any moment. With --from-stored the stored weights are trained on, and the minutes
+that they took count.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 HERE = Path(__file__).parent
+WEIGHTS = HERE / "weights"
 PICTURES, PRACTICE_PICTURES = 20_000, 3_000
 
 
@@ -25,15 +28,17 @@ def train(work: Path, minutes: float, autoencoder_minutes: float, compiled: bool
     import torch
 
     from . import data
-    from .autoencoder import practice_pictures, train_autoencoder
+    from .autoencoder import new_autoencoder, practice_pictures, train_autoencoder
     from .base import train_base
 
     work.mkdir(parents=True, exist_ok=True)
-    practice = work / "practice.pt"
-    if not practice.exists():
-        torch.save(practice_pictures(PRACTICE_PICTURES, seed=0), practice)
-    autoencoder = train_autoencoder(work, autoencoder_minutes, torch.load(practice))
-    store(autoencoder, work / "autoencoder.safetensors")
+    compressor = work / "autoencoder.safetensors"
+    if not compressor.exists():
+        practice = work / "practice.pt"
+        if not practice.exists():
+            torch.save(practice_pictures(PRACTICE_PICTURES, seed=0), practice)
+        store(train_autoencoder(work, autoencoder_minutes, torch.load(practice)), compressor)
+    autoencoder = restore(new_autoencoder(), compressor)
     data.draw(work, PICTURES)
     data.embed(work)
     data.compress(work, autoencoder)
@@ -47,17 +52,37 @@ def store(module: nn.Module, path: Path) -> None:
     save_file({name: weight.half().contiguous() for name, weight in module.state_dict().items()}, path)
 
 
+def restore(module: nn.Module, path: Path) -> nn.Module:
+    from safetensors.torch import load_file
+
+    module.load_state_dict(load_file(path))
+    return module
+
+
+def begin_with_stored(work: Path) -> None:
+    """Puts the stored weights and their logs where training goes on from. The optimizers begin anew."""
+    from .base import new_network, optimizers
+    from .fitting import save_state
+
+    if (work / "base.pt").exists():
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    shutil.copy(WEIGHTS / "autoencoder.safetensors", work)
+    for name in ("autoencoder", "base"):
+        shutil.copy(HERE / f"{name}.jsonl", work)
+    network = restore(new_network(), WEIGHTS / "network.safetensors")
+    last = json.loads((work / "base.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    save_state(work / "base.pt", network, network, optimizers(network), last["step"], last["seconds"])
+
+
 def publish(work: Path) -> None:
     """Copies weights and log to where the repository keeps them, and draws the curve."""
-    weights = HERE / "weights"
-    weights.mkdir(exist_ok=True)
     for name in ("network", "autoencoder"):
-        (weights / f"{name}.safetensors").write_bytes((work / f"{name}.safetensors").read_bytes())
+        shutil.copy(work / f"{name}.safetensors", WEIGHTS)
     logs = {}
     for name in ("autoencoder", "base"):
-        text = (work / f"{name}.jsonl").read_text(encoding="utf-8")
-        (HERE / f"{name}.jsonl").write_text(text, encoding="utf-8")
-        logs[name] = [json.loads(line) for line in text.splitlines()]
+        log = Path(shutil.copy(work / f"{name}.jsonl", HERE))
+        logs[name] = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     from .curve import draw_curves
 
     draw_curves(logs).save(HERE / "curve.png", optimize=True)
@@ -67,8 +92,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the miniature base model from nothing.")
     parser.add_argument("--comfyui", type=Path, required=True, help="the folder of ComfyUI")
     parser.add_argument("--work", type=Path, default=HERE.parent / ".cache" / "miniature")
-    parser.add_argument("--minutes", type=float, default=72, help="for the network")
+    parser.add_argument("--minutes", type=float, default=135, help="for the network")
     parser.add_argument("--autoencoder-minutes", type=float, default=22)
+    parser.add_argument("--from-stored", action="store_true", help="go on from the stored weights")
     parser.add_argument("--compile", action="store_true", help="a third faster; needs a C++ compiler")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -79,6 +105,8 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(args.threads)
+    if args.from_stored:
+        begin_with_stored(args.work)
     train(args.work, args.minutes, args.autoencoder_minutes, args.compile)
     publish(args.work)
 

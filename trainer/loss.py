@@ -81,7 +81,9 @@ def element_loss(config: ObjectiveConfig, prediction: Tensor, target: Tensor, th
         return difference.abs()
     c = threshold.view(-1, *[1] * (difference.ndim - 1))
     # d² for small d, 2 c |d| for large: the pseudo-Huber loss in sd-scripts' scale.
-    return 2 * c * ((difference.square() + c**2).sqrt() - c)
+    # 2 c (√(d² + c²) - c), without the cancellation that it has for small d.
+    square = difference.square()
+    return 2 * c * square / ((square + c**2).sqrt() + c)
 
 
 def sample_loss(elements: Tensor, mask: Tensor | None) -> Tensor:
