@@ -12,10 +12,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from torch import Tensor
 
 from . import judge, sampling, subject, world
 
@@ -59,23 +61,34 @@ class Learned:
     diversity: float
     """Entropy of the body colours of plain prompts, over that of equally frequent ones."""
 
-    def row(self) -> list[str]:
-        return [
-            f"{100 * value:.0f} %" if name != "diversity" else f"{value:.2f}"
-            for name, value in asdict(self).items()
-        ]
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Pictures of the three kinds of prompts, [N, 3, 128, 128] each."""
+
+    identifier: Tensor
+    classes: Tensor
+    plain: Tensor
 
 
-def measure(loaded: tuple[Any, Any, Any], prompts: Prompts, seed: int = 0, steps: int = 20) -> Learned:
-    """loaded: model, CLIP and VAE with the LoRA on them."""
+def draw(loaded: tuple[Any, Any, Any], prompts: Prompts, seed: int = 0, steps: int = 20) -> Drawn:
+    """loaded: model, CLIP and VAE with the LoRA on them. One seed gives every LoRA the same noise."""
+
+    def sampled(texts: Sequence[str], offset: int) -> Tensor:
+        return sampling.sample(*loaded, texts, seed=seed + offset, steps=steps)
+
+    return Drawn(
+        identifier=sampled([text for _, text in prompts.identifier], 0),
+        classes=sampled([text for _, text in prompts.classes], 1),
+        plain=sampled(prompts.plain, 2),
+    )
+
+
+def measure(drawn: Drawn, prompts: Prompts) -> Learned:
     expert = judge.load_judge()
-
-    def seen(texts: Sequence[str], offset: int) -> list[judge.Labels]:
-        return judge.opinions(expert, sampling.sample(*loaded, texts, seed=seed + offset, steps=steps))
-
-    identifier = seen([text for _, text in prompts.identifier], 0)
-    classes = seen([text for _, text in prompts.classes], 1)
-    plain = seen(prompts.plain, 2)
+    identifier = judge.opinions(expert, drawn.identifier)
+    classes = judge.opinions(expert, drawn.classes)
+    plain = judge.opinions(expert, drawn.plain)
     asked = [scene for scene, _ in prompts.identifier]
     holding = [(scene, labels) for scene, labels in zip(asked, identifier, strict=True) if scene.held]
     return Learned(

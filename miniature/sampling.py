@@ -67,6 +67,12 @@ def contact_sheet(pictures: Tensor, columns: int) -> Any:
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (130 * columns - 2, 130 * rows - 2), "white")
     for i, one in enumerate(pictures):
-        pixels = (one * 255).round().byte().permute(1, 2, 0).numpy()
-        sheet.paste(Image.fromarray(pixels), (130 * (i % columns), 130 * (i // columns)))
+        sheet.paste(as_image(one), (130 * (i % columns), 130 * (i // columns)))
     return sheet
+
+
+def as_image(picture: Tensor) -> Any:
+    """[3, H, W] in 0..1 as a PIL image."""
+    from PIL import Image
+
+    return Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())
