@@ -60,10 +60,10 @@ def weight_hash(module: torch.nn.Module) -> str:
     return h.hexdigest()
 
 
-def identities(module: torch.nn.Module) -> dict[str, int]:
-    """id of every module, parameter and buffer: the objects themselves, not their values."""
+def identities(module: torch.nn.Module) -> dict[str, tuple[int, bool]]:
+    """id of every module, parameter and buffer, and whether it is trained: the objects, not their values."""
     named = [*module.named_modules(), *module.named_parameters(), *module.named_buffers()]
-    return {f"{type(x).__name__} {name}": id(x) for name, x in named}
+    return {f"{type(x).__name__} {name}": (id(x), getattr(x, "requires_grad", False)) for name, x in named}
 
 
 _cached: dict[tuple[int, str], TrainingData] = {}

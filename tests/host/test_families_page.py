@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import comfy.supported_models
 import pytest
 
 from in_graph_lora.trainer.families import FAMILIES, UNLISTED, Family, family_of
 from in_graph_lora.trainer.host.noise import noise_process
 
-from ..tiny_models import TINY, UnheardOfConfig, build
+from ..tiny_models import TINY, build, config_class
 
 PAGE = "docs/families.md"
 
@@ -47,14 +46,10 @@ NAMES = {"diffusers": "kohya, diffusers' modules", "module": "kohya", "dotted": 
 
 
 def objectives(family: Family) -> str:
-    tested = [t for t in TINY.values() if family_of(config_of(t.config)) is family]
+    tested = [t for t in TINY.values() if family_of(config_class(t.config)) is family]
     assert tested, f"{family.title} has no tiny model"
     found = {noise_process(build(t).model.model_sampling).prediction for t in tested}
     return ", ".join(p for p in ("eps", "v", "flow", "affine") if p in found)
-
-
-def config_of(name: str) -> type:
-    return getattr(comfy.supported_models, name) if name else UnheardOfConfig
 
 
 def row(family: Family) -> str:
@@ -79,4 +74,4 @@ def test_the_page_says_what_the_rows_say(repo_root: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 def test_each_row_names_a_configuration_of_comfyui(family: Family) -> None:
-    assert hasattr(comfy.supported_models, family.config)
+    assert config_class(family.config).__module__ == "comfy.supported_models"

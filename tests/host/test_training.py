@@ -62,7 +62,6 @@ def test_the_model_is_bit_identical_and_made_of_the_same_objects_after_a_run(loa
     assert identities(loaded.model.model) == objects_before
     assert torch.equal(picture(loaded), picture_before)
     assert not mm.in_training
-    assert all(not p.requires_grad for p in loaded.model.model.parameters())
     assert not hasattr(loaded.model.model.diffusion_model, "peft_config")
 
 
