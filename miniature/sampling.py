@@ -31,6 +31,7 @@ def conditioning(clip: Any, prompts: Sequence[str]) -> list[Any]:
     return [[torch.cat(contexts), {"pooled_output": torch.cat(pooled)}]]
 
 
+@torch.inference_mode()
 def sample(
     model: Any,
     clip: Any,
