@@ -111,7 +111,7 @@ def _share(values: Any) -> float:
 
 def _entropy(values: Sequence[str]) -> float:
     counts = Counter(values)
-    return -sum(n / len(values) * math.log(n / len(values)) for n in counts.values())
+    return sum(n / len(values) * math.log(len(values) / n) for n in counts.values())
 
 
 def write_pictures(folder: Path, count: int, class_count: int) -> tuple[Path, Path]:

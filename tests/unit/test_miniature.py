@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from random import Random
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from miniature import figurine, subject, world
+from miniature import figurine, learn, subject, world
 from miniature.evaluate import shares
 from miniature.fitting import fit
 from miniature.judge import ANSWERS, Judge, example, opinions
@@ -126,3 +127,8 @@ def test_an_interrupted_fit_ends_like_one_that_was_not(
         trained(tmp_path / "twice", stop_at=150)
     assert torch.equal(whole, trained(tmp_path / "twice"))
     assert torch.equal(whole, trained(tmp_path / "whole", stop_at=0)), "a finished one only loads its result"
+
+
+def test_the_learning_page_shows_the_measured_table(repo_root: Path) -> None:
+    measured = json.loads((repo_root / "miniature" / "learning.json").read_text(encoding="utf-8"))
+    assert learn.table(measured) in (repo_root / "docs" / "learning.md").read_text(encoding="utf-8")
