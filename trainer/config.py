@@ -339,11 +339,12 @@ class ValidationConfig:
         _check(self.held_out >= 0, f"held_out is {self.held_out}; choose 0 (no validation) or more pictures")
         _check(self.every >= 1, f"every is {self.every}; choose 1 or more steps between measurements")
         _check(self.patience >= 0, f"patience is {self.patience}; choose 0 (never stop early) or more")
-        unmeasured = "keep_best" if self.keep_best else "patience" if self.patience else ""
-        _check(
-            self.held_out > 0 or not unmeasured,
-            f"{unmeasured} is set but nothing is measured; set held_out to one or more pictures",
-        )
+        for name in ("keep_best", "patience"):
+            value = getattr(self, name)
+            _check(
+                self.held_out > 0 or not value,
+                f"{name} is {value} but held_out is 0, so nothing is measured; hold out one or more pictures",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -80,8 +80,7 @@ def element_loss(config: ObjectiveConfig, prediction: Tensor, target: Tensor, th
     if config.loss == "l1":
         return difference.abs()
     c = threshold.view(-1, *[1] * (difference.ndim - 1))
-    # d² for small d, 2 c |d| for large: the pseudo-Huber loss in sd-scripts' scale.
-    # 2 c (√(d² + c²) - c), without the cancellation that it has for small d.
+    # 2 c (√(d² + c²) - c), sd-scripts' pseudo-Huber loss, in a form that loses no digits for small d.
     square = difference.square()
     return 2 * c * square / ((square + c**2).sqrt() + c)
 

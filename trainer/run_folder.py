@@ -16,7 +16,7 @@ from .events import Event, Validated
 from .files import clear_unfinished, not_written, read_json, write_image, write_json, write_whole
 from .loss_curve import loss_curve
 
-MATHEMATICS = 1
+MATHEMATICS = 2
 """Counts up when the same settings would give another LoRA, so that old runs are not taken for new ones."""
 
 

@@ -56,9 +56,7 @@ def run(loaded: Loaded, pictures: Path, emit=lambda event: None, *, new_run: boo
         **{"name": "test", "steps": 2, "optimizer": FAST, "data": DataConfig(resolution=64), **sections}
     )
     with torch.inference_mode():
-        return train_on_loaded(
-            loaded.model, loaded.clip, loaded.vae, dataset, config, emit, new_run=new_run
-        )
+        return train_on_loaded(loaded.model, loaded.clip, loaded.vae, dataset, config, emit, new_run=new_run)
 
 
 def files(path: Path) -> dict[str, torch.Tensor]:

@@ -120,9 +120,7 @@ def test_the_same_with_a_trained_text_encoder(loaded, pictures):
 def test_previews_are_the_pictures_of_comfyuis_own_sampler(loaded, pictures):
     result, events = run(loaded, pictures, preview=PREVIEW)
     first = of(events, PreviewSaved)[0]
-    settings = SampleSettings(
-        steps=2, cfg=2.0, sampler_name="euler", scheduler="normal", width=64, height=64
-    )
+    settings = SampleSettings(steps=2, cfg=2.0, sampler_name="euler", scheduler="normal", width=64, height=64)
     with torch.inference_mode():
         positive, negative = encode_prompt(loaded.clip, "a dog"), encode_prompt(loaded.clip, "")
         stock = sample_image(loaded.model, loaded.vae, positive, negative, 8, settings)

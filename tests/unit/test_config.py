@@ -44,8 +44,8 @@ def test_ordinary_names_pass(name):
         (lambda: OptimizerConfig(learning_rate=2.0), "learning_rate is 2.0"),
         (lambda: OptimizerConfig(schedule="cosin"), "schedule is 'cosin'; choose one of constant"),
         (lambda: DataConfig(batch_size=0), "batch_size is 0"),
-        (lambda: ValidationConfig(keep_best=True), "keep_best is set but nothing is measured; set held_out"),
-        (lambda: ValidationConfig(patience=2), "patience is set but nothing is measured"),
+        (lambda: ValidationConfig(keep_best=True), "keep_best is True but held_out is 0"),
+        (lambda: ValidationConfig(patience=2), "patience is 2 but held_out is 0"),
     ],
 )
 def test_a_value_out_of_range_is_named(make, message):

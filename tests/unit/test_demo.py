@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +106,10 @@ def test_terminal_shows_node_step_and_loss(capsys: pytest.CaptureFixture[str]) -
     terminal.show(Event(PROGRESS, {"node_id": "5", "step": 1, "steps": 2, "loss": 0.25, "lr": 1}))
     terminal.show(Event("progress", {"node": "5", "value": 1, "max": 2}))
     assert capsys.readouterr().out == "TrainLoRA        ██░░ 1/2  loss 0.2500\n"
+
+
+@pytest.mark.parametrize("module", ["demo.run", "benchmarks.run", "benchmarks.case", "miniature.learn"])
+def test_an_import_leaves_the_module_path_alone(repo_root: Path, module: str) -> None:
+    code = f"import sys; before = list(sys.path); import {module}; assert sys.path == before"
+    done = subprocess.run([sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -117,7 +117,5 @@ class SampleCache:
                 weight=record.weight,
                 mask=mask,
                 empty=encode("", latent) if objective.caption_dropout and not live else None,
-                class_conditioning=(
-                    encode(prior.class_prompt, latent) if prior.preserves_output else None
-                ),
+                class_conditioning=(encode(prior.class_prompt, latent) if prior.preserves_output else None),
             )
