@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import world
 from .autoencoder import as_floats
+from .fitting import write_whole
 from .text import encode
 
 STRANGE_SHARE = 0.06
@@ -40,7 +41,9 @@ def draw(folder: Path, count: int, seed: int = 0) -> None:
         pictures[i] = np.asarray(world.picture(scene, random))
         captions.append(_caption(scene, random))
     pictures.flush()
-    (folder / "captions.json").write_text(json.dumps(captions), encoding="utf-8")
+    write_whole(
+        folder / "captions.json", lambda part: part.write_text(json.dumps(captions), encoding="utf-8")
+    )
 
 
 def _caption(scene: world.Scene, random: Random) -> str:
@@ -59,7 +62,8 @@ def embed(folder: Path) -> None:
         rows = {caption: i for i, caption in enumerate(distinct)}
         contexts, pooled = encode(distinct)
         texts = torch.tensor([rows[caption] for caption in captions])
-        torch.save({"texts": texts, "contexts": contexts, "pooled": pooled}, path)
+        embedded = {"texts": texts, "contexts": contexts, "pooled": pooled}
+        write_whole(path, lambda part: torch.save(embedded, part))
 
 
 def compress(folder: Path, autoencoder: nn.Module) -> None:
@@ -72,7 +76,7 @@ def compress(folder: Path, autoencoder: nn.Module) -> None:
         batch = as_floats(torch.from_numpy(pictures[i : i + 16].copy()).permute(0, 3, 1, 2))
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             latents.append(autoencoder.taesd_encoder((batch + 1) / 2).half())
-    torch.save(torch.cat(latents), path)
+    write_whole(path, lambda part: torch.save(torch.cat(latents), part))
 
 
 def load(folder: Path) -> TrainingData:

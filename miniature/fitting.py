@@ -99,18 +99,21 @@ def save_state(
     step: int,
     seconds: float,
 ) -> None:
-    """Writes what `fit` goes on from, whole or not at all."""
+    """Writes what `fit` goes on from."""
+    state = {
+        "module": module.state_dict(),
+        "averaged": averaged.state_dict(),
+        "optimizers": [o.state_dict() for o in optimizers],
+        "step": step,
+        "seconds": seconds,
+    }
+    write_whole(path, lambda part: torch.save(state, part))
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """`write` gets a temporary path: a file that is there is taken for a stage that is done."""
     part = path.with_suffix(".part")
-    torch.save(
-        {
-            "module": module.state_dict(),
-            "averaged": averaged.state_dict(),
-            "optimizers": [o.state_dict() for o in optimizers],
-            "step": step,
-            "seconds": seconds,
-        },
-        part,
-    )
+    write(part)
     os.replace(part, path)
 
 

@@ -1,10 +1,10 @@
 """Makes the base model again, from nothing to the stored weights, in some hours on two cores.
 
-    python -m miniature.train --comfyui FOLDER [--work FOLDER] [--minutes 135] [--threads 2] [--from-stored]
+    python -m miniature.train --comfyui FOLDER [--work FOLDER] [--minutes 108] [--threads 2] [--from-stored]
 
 Every stage leaves its result in the work folder and is passed over when it is there, so the command can be
-stopped and started again at any moment. With --from-stored the stored weights are trained on, and the minutes
-that they took count.
+stopped and started again at any moment. With --from-stored the stored weights are trained on unless the work
+folder has a training begun; the minutes that they took count, so --minutes must be more.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .checkpoint import WEIGHTS
+
 if TYPE_CHECKING:
     from torch import nn
 
 HERE = Path(__file__).parent
-WEIGHTS = HERE / "weights"
 PICTURES, PRACTICE_PICTURES = 20_000, 3_000
 
 
@@ -30,13 +31,15 @@ def train(work: Path, minutes: float, autoencoder_minutes: float, compiled: bool
     from . import data
     from .autoencoder import new_autoencoder, practice_pictures, train_autoencoder
     from .base import train_base
+    from .fitting import write_whole
 
     work.mkdir(parents=True, exist_ok=True)
     compressor = work / "autoencoder.safetensors"
     if not compressor.exists():
         practice = work / "practice.pt"
         if not practice.exists():
-            torch.save(practice_pictures(PRACTICE_PICTURES, seed=0), practice)
+            pictures = practice_pictures(PRACTICE_PICTURES, seed=0)
+            write_whole(practice, lambda part: torch.save(pictures, part))
         store(train_autoencoder(work, autoencoder_minutes, torch.load(practice)), compressor)
     autoencoder = restore(new_autoencoder(), compressor)
     data.draw(work, PICTURES)
@@ -49,7 +52,10 @@ def train(work: Path, minutes: float, autoencoder_minutes: float, compiled: bool
 def store(module: nn.Module, path: Path) -> None:
     from safetensors.torch import save_file
 
-    save_file({name: weight.half().contiguous() for name, weight in module.state_dict().items()}, path)
+    from .fitting import write_whole
+
+    weights = {name: weight.half().contiguous() for name, weight in module.state_dict().items()}
+    write_whole(path, lambda part: save_file(weights, part))
 
 
 def restore(module: nn.Module, path: Path) -> nn.Module:
@@ -59,19 +65,21 @@ def restore(module: nn.Module, path: Path) -> nn.Module:
     return module
 
 
-def begin_with_stored(work: Path) -> None:
+def begin_with_stored(work: Path, minutes: float) -> None:
     """Puts the stored weights and their logs where training goes on from. The optimizers begin anew."""
     from .base import new_network, optimizers
     from .fitting import save_state
 
     if (work / "base.pt").exists():
         return
+    last = json.loads((HERE / "base.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    if minutes * 60 <= last["seconds"]:
+        sys.exit(f"The stored weights took {last['seconds'] / 60:.0f} minutes; give more to --minutes.")
     work.mkdir(parents=True, exist_ok=True)
     shutil.copy(WEIGHTS / "autoencoder.safetensors", work)
     for name in ("autoencoder", "base"):
         shutil.copy(HERE / f"{name}.jsonl", work)
     network = restore(new_network(), WEIGHTS / "network.safetensors")
-    last = json.loads((work / "base.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     save_state(work / "base.pt", network, network, optimizers(network), last["step"], last["seconds"])
 
 
@@ -92,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the miniature base model from nothing.")
     parser.add_argument("--comfyui", type=Path, required=True, help="the folder of ComfyUI")
     parser.add_argument("--work", type=Path, default=HERE.parent / ".cache" / "miniature")
-    parser.add_argument("--minutes", type=float, default=135, help="for the network")
+    parser.add_argument("--minutes", type=float, default=108, help="for the network")
     parser.add_argument("--autoencoder-minutes", type=float, default=22)
     parser.add_argument("--from-stored", action="store_true", help="go on from the stored weights")
     parser.add_argument("--compile", action="store_true", help="a third faster; needs a C++ compiler")
@@ -106,7 +114,7 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     if args.from_stored:
-        begin_with_stored(args.work)
+        begin_with_stored(args.work, args.minutes)
     train(args.work, args.minutes, args.autoencoder_minutes, args.compile)
     publish(args.work)
 
