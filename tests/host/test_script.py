@@ -15,7 +15,7 @@ from .loaded import write_pictures
 def script(repo_root: Path, checkpoint: Path, tmp_path: Path, *more: str) -> subprocess.CompletedProcess[str]:
     folder = os.environ.get("IGL_COMFYUI") or comfyui.find()
     command = [
-        *[sys.executable, str(repo_root / "examples" / "train.py"), "--cpu", "--comfyui", str(folder)],
+        *[sys.executable, str(repo_root / "scripts" / "train.py"), "--cpu", "--comfyui", str(folder)],
         *["--checkpoint", str(checkpoint), "--pictures", str(tmp_path / "pictures")],
         *["--output", str(tmp_path / "output"), "--name", "scripted"],
         *["--resolution", "64", "--rank", "2", *more],

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from demo.client import Client
 from demo.workflow import override, to_prompt
@@ -82,3 +87,18 @@ def test_converted_workflow_runs_on_the_server(client: Client) -> None:
     result = client.run(prompt)
     assert result.status == "success", result.error
     assert result.outputs["7"]["images"]
+
+
+@pytest.mark.parametrize("name", ["first_lora", "subject"])
+def test_templates_serve_each_example_workflow_with_its_picture(
+    client: Client, repo_root: Path, name: str
+) -> None:
+    """A folder named `examples` or the like beside workflows/ would be searched in its place."""
+
+    def fetched(path: str) -> bytes:
+        with urllib.request.urlopen(f"{client.url}/api/workflow_templates{path}", timeout=30) as answer:
+            return answer.read()
+
+    assert name in json.loads(fetched(""))["in-graph-lora"]
+    for file in (f"{name}.json", f"{name}.jpg"):
+        assert fetched(f"/in-graph-lora/{file}") == (repo_root / "workflows" / file).read_bytes()

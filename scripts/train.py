@@ -1,6 +1,6 @@
 """Train a LoRA from a Python script: the same engine as on the canvas, without ComfyUI's server.
 
-    python examples/train.py --comfyui ~/ComfyUI --checkpoint sd15.safetensors --pictures my_pictures
+    python scripts/train.py --comfyui ~/ComfyUI --checkpoint sd15.safetensors --pictures my_pictures
 
 Results are the same files in the same places, below --output. Run it again and it goes on where it was, or
 loads what is finished. docs/python.md says more.
