@@ -13,6 +13,7 @@ from demo.workflow import Json, override
 from devtools import ROOT
 from devtools.steps import SetupError, say
 from miniature.checkpoint import is_current
+from miniature.subject import CLASS_COUNT, COUNT
 
 MINIATURE = "miniature-sd3.safetensors"
 RANDOM_SD15 = "in-graph-lora-demo-sd15.safetensors"
@@ -36,8 +37,8 @@ def _provide_miniature(comfyui: Path, base: Path) -> None:
         say(f"Writing the miniature base model to {target} (270 MB)")
         _run([sys.executable, "-m", "miniature.checkpoint", target, "--comfyui", comfyui])
     pictures = base / "input" / MINIATURE_PICTURES
-    if not (pictures / "class").exists():
-        say(f"Drawing 25 pictures of the subject and 50 of its class in {pictures}")
+    if len(list(pictures.glob("class/*.txt"))) < CLASS_COUNT:  # also after an interruption
+        say(f"Drawing {COUNT} pictures of the subject and {CLASS_COUNT} of its class in {pictures}")
         _run([sys.executable, "-m", "miniature.subject", pictures])
 
 

@@ -30,12 +30,12 @@ class Prompts:
 
     @classmethod
     def make(cls, count: int, seed: int = 0) -> Prompts:
-        """`count` of each kind, every place and object alike often."""
+        """`count` for class and plain, twice as many for identifier; every place and object alike often."""
         random = Random(f"experiment {seed}")
         places, objects = list(world.WHERE), list(world.OBJECTS)
         identifier = []
-        for i in range(count):
-            held = objects[i // 2 % len(objects)] if i % 2 else ""
+        for i in range(2 * count):
+            held = objects[(i - i // 4 - 1) % len(objects)] if i % 4 else ""
             scene = world.Scene(place=places[i % len(places)], colour="", held=held)
             parts = [f"{subject.NAME} figurine {world.WHERE[scene.place]}"]
             parts += ["wearing a hat"] * (random.random() < 0.5) + [f"holding a {held}"] * bool(held)

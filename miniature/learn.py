@@ -1,14 +1,16 @@
 """The learning table: what is learned of the subject with few and many pictures, by us and by others.
 
-    python -m miniature.learn --comfyui FOLDER [--rows base ours-15 core-15] [--steps 300] [--count 50]
+    python -m miniature.learn --comfyui FOLDER [--rows base ours-15 core-15] [--steps 300] [--count 40]
 
-prints one row after another and writes them beside this file (learning.json), with some of the pictures
-(learning.jpg). Two to five minutes a row on two cores.
+prints one row after another and writes beside this file: figures to learning.json, some pictures of each row
+to learning/. Rows that are there from the same weights and settings stay. Two to five minutes a row on two
+cores, ten or more with the text encoder.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import sys
@@ -20,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-RANK, BATCH, CLASS_PICTURES = 16, 4, 50
-RATE, CORE_RATE, TEXT_RATE = 3e-3, 5e-4, 1e-4
+RANK, BATCH = 16, 4
+RATE, CORE_RATE, TEXT_RATE, LOKR_RATE = 3e-3, 5e-4, 1e-4, 3e-2
 TARGETS = "attention+feed-forward"
 
 HEADINGS = (
@@ -43,20 +45,28 @@ class Row:
 def rows(steps: int) -> dict[str, Row]:
     from in_graph_lora.trainer.config import AdapterConfig, OptimizerConfig
 
-    from . import experiment
+    from . import experiment, subject
 
-    def ours(title: str, count: int = 15, *, kind: str = "lora", prior: bool = True, text: float = 0) -> Row:
+    def ours(
+        title: str,
+        count: int = 15,
+        *,
+        kind: str = "lora",
+        class_count: int = subject.CLASS_COUNT,
+        rate: float = RATE,
+        text_rate: float = 0,
+    ) -> Row:
         def train(loaded: Loaded, folder: Path) -> Loaded:
-            pictures, classes = experiment.write_pictures(folder, count, CLASS_PICTURES)
+            pictures, classes = experiment.write_pictures(folder, count, class_count)
             lora = experiment.train_ours(
                 loaded,
                 pictures,
-                classes if prior else None,
+                classes if class_count else None,
                 f"{kind}-{count}",
                 steps=steps,
                 batch_size=BATCH,
                 adapter=AdapterConfig(kind=kind, rank=RANK, targets=TARGETS),
-                optimizer=OptimizerConfig(learning_rate=RATE, text_encoder_lr=text),
+                optimizer=OptimizerConfig(learning_rate=rate, text_encoder_lr=text_rate),
             )
             return experiment.with_ours(loaded, lora)
 
@@ -64,7 +74,7 @@ def rows(steps: int) -> dict[str, Row]:
 
     def core(title: str, rate: float) -> Row:
         def train(loaded: Loaded, folder: Path) -> Loaded:
-            pictures, _ = experiment.write_pictures(folder, 15, CLASS_PICTURES)
+            pictures, _ = experiment.write_pictures(folder, 15, 0)
             lora = experiment.train_core(loaded, pictures, steps, RANK, BATCH, learning_rate=rate)
             return experiment.with_stock(loaded, lora)
 
@@ -75,12 +85,14 @@ def rows(steps: int) -> dict[str, Row]:
         "ours-5": ours("Train LoRA, 5 pictures", 5),
         "ours-15": ours("Train LoRA, 15 pictures"),
         "ours-25": ours("Train LoRA, 25 pictures", 25),
-        "ours-15-no-prior": ours("Train LoRA, 15, no class pictures", prior=False),
+        "ours-15-class-50": ours("Train LoRA, 15, 50 class pictures", class_count=50),
+        "ours-15-no-prior": ours("Train LoRA, 15, no class pictures", class_count=0),
         "core-15": core(f"ComfyUI's TrainLoraNode, 15, its rate {CORE_RATE:g}", CORE_RATE),
         "core-15-same-rate": core(f"ComfyUI's TrainLoraNode, 15, our rate {RATE:g}", RATE),
-        "ours-15-text-encoder": ours("Train LoRA, 15, text encoder too", text=TEXT_RATE),
+        "ours-15-text-encoder": ours("Train LoRA, 15, text encoder too", text_rate=TEXT_RATE),
         "ours-15-dora": ours("Train LoRA, 15, DoRA", kind="dora"),
         "ours-15-lokr": ours("Train LoRA, 15, LoKr", kind="lokr"),
+        "ours-15-lokr-fast": ours(f"Train LoRA, 15, LoKr at {LOKR_RATE:g}", kind="lokr", rate=LOKR_RATE),
     }
 
 
@@ -113,17 +125,17 @@ def markdown_row(row: Mapping[str, Any]) -> str:
     return f"| {row['title']} | {' | '.join(shares)} | {row['diversity']:.2f} | {row['cpu_seconds']:.0f} |"
 
 
-def sheet(found: Mapping[str, list[Any]], titles: Mapping[str, str]) -> Any:
-    """A row of pictures for each trained LoRA, of the same prompts and noise."""
-    from in_graph_lora.trainer.drawing import labelled_grid
+def begun(out: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows of an earlier run, if it had the same settings and weights."""
+    before = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    same = {name: before.get(name) for name in settings} == settings
+    return before["rows"] if same else {}
 
-    from . import experiment, sampling
 
-    prompts = experiment.Prompts.make(SHOWN_IDENTIFIER)
-    columns = [f"{scene.place}, {scene.held}".strip(", ") for scene, _ in prompts.identifier]
-    columns += [f"{text.split()[-1]} (class)" for text in prompts.plain[:SHOWN_PLAIN]]
-    images = {name: [sampling.as_image(picture) for picture in pictures] for name, pictures in found.items()}
-    return labelled_grid(columns, [(titles[name], row) for name, row in images.items()])
+def digest(weights: Path) -> str:
+    """Of network and autoencoder, short."""
+    files = [weights / f"{name}.safetensors" for name in ("network", "autoencoder")]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def main() -> None:
@@ -131,10 +143,12 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, required=True, help="the folder of ComfyUI")
     parser.add_argument("--rows", nargs="+", help="some of the rows; default: all")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--count", type=int, default=50, help="prompts of each kind")
+    parser.add_argument("--count", type=int, default=40, help="prompts of class and plain each")
     parser.add_argument("--weights", type=Path, help="folder of other weights than the stored ones")
     parser.add_argument("--out", type=Path, default=HERE / "learning.json")
     args = parser.parse_args()
+    import torch
+
     import demo  # noqa: F401  # found now, and by its submodules when the root has left sys.path
     from devtools import host
 
@@ -142,25 +156,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as base:
         host.import_comfyui(args.comfyui.resolve(), Path(base))
         host.register_pack()
-        from . import checkpoint
+        from . import checkpoint, sampling
 
-        path = checkpoint.write_checkpoint(
-            Path(base) / "base.safetensors", args.weights or checkpoint.WEIGHTS
-        )
+        weights = args.weights or checkpoint.WEIGHTS
+        path = checkpoint.write_checkpoint(Path(base) / "base.safetensors", weights)
         known = rows(args.steps)
-        chosen = {name: known[name] for name in args.rows or known}
-        titles = {name: row.title for name, row in chosen.items()}
-        found: dict[str, Mapping[str, Any]] = {}
-        shown: dict[str, list[Any]] = {}
+        settings = {"steps": args.steps, "prompts": args.count, "weights": digest(weights)}
+        found = begun(args.out, settings)
+        pictures_folder = args.out.with_suffix("")
+        pictures_folder.mkdir(exist_ok=True)
 
         def done(name: str, learned: Any, pictures: list[Any], seconds: float) -> None:
-            found[name] = {"title": titles[name], **asdict(learned), "cpu_seconds": round(seconds, 1)}
-            shown[name] = pictures
+            found[name] = {"title": known[name].title, **asdict(learned), "cpu_seconds": round(seconds, 1)}
             print(markdown_row(found[name]), flush=True)
-            result = {"steps": args.steps, "prompts": args.count, "rows": found}
+            result = {**settings, "rows": {name: found[name] for name in known if name in found}}
             args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            sheet(shown, titles).save(args.out.with_suffix(".jpg"), quality=88, optimize=True)
+            strip = sampling.contact_sheet(torch.stack(pictures), len(pictures))
+            strip.save(pictures_folder / f"{name}.jpg", quality=88, optimize=True)
 
+        chosen = {name: known[name] for name in args.rows or known}
         run(chosen, args.count, path, Path(base), done)
 
 

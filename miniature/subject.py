@@ -1,6 +1,6 @@
 """One particular figurine that the base has never seen: stripes, moustache, glasses, a wizard's hat.
 
-    python -m miniature.subject FOLDER [--count 25] [--class-count 50]
+    python -m miniature.subject FOLDER [--count 25] [--class-count 200]
 
 writes FOLDER/subject and FOLDER/class, each picture with a caption beside it (00.png, 00.txt).
 """
@@ -18,6 +18,8 @@ from . import world
 from .canvas import Colour
 
 NAME = "aawxbc"
+COUNT, CLASS_COUNT = 25, 200
+"""As many as the demo takes; 200 class pictures are what diffusers' DreamBooth example takes."""
 TEAL: Colour = (20, 150, 156)
 CREAM: Colour = (250, 242, 218)
 
@@ -32,7 +34,7 @@ def subject_picture(scene: world.Scene, random: Random) -> Image.Image:
     return world.picture(scene, random, TEAL)
 
 
-def subject_pictures(count: int = 25, seed: int = 0) -> list[tuple[Image.Image, str]]:
+def subject_pictures(count: int = COUNT, seed: int = 0) -> list[tuple[Image.Image, str]]:
     """The first n of them are the same for every count. Each run of five shows every place once.
 
     It always wears its hat, and half of the captions say so. It never holds a cup in the forest: a prompt
@@ -70,8 +72,8 @@ def write(pictures: list[tuple[Image.Image, str]], folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the subject's pictures and class pictures.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--count", type=int, default=25)
-    parser.add_argument("--class-count", type=int, default=50)
+    parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--class-count", type=int, default=CLASS_COUNT)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     write(subject_pictures(args.count, args.seed), args.folder / "subject")

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from miniature import figurine, learn, subject, world
+from miniature import figurine, learn, subject, train, world
 from miniature.evaluate import shares
-from miniature.fitting import fit
+from miniature.fitting import fit, write_whole
 from miniature.judge import ANSWERS, Judge, example, opinions
 from miniature.muon import Muon
 from miniature.places import PLACES
@@ -131,4 +131,38 @@ def test_an_interrupted_fit_ends_like_one_that_was_not(
 
 def test_the_learning_page_shows_the_measured_table(repo_root: Path) -> None:
     measured = json.loads((repo_root / "miniature" / "learning.json").read_text(encoding="utf-8"))
-    assert learn.table(measured) in (repo_root / "docs" / "learning.md").read_text(encoding="utf-8")
+    page = (repo_root / "docs" / "learning.md").read_text(encoding="utf-8")
+    assert learn.table(measured) in page
+    for name in measured["rows"]:
+        assert f"../miniature/learning/{name}.jpg" in page
+        assert (repo_root / "miniature" / "learning" / f"{name}.jpg").exists()
+
+
+def test_the_learning_table_was_measured_on_the_stored_weights(repo_root: Path) -> None:
+    measured = json.loads((repo_root / "miniature" / "learning.json").read_text(encoding="utf-8"))
+    assert measured["weights"] == learn.digest(repo_root / "miniature" / "weights")
+
+
+def test_a_stage_that_was_interrupted_is_not_taken_for_done(tmp_path: Path) -> None:
+    def interrupted(part: Path) -> None:
+        part.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "latents.pt", interrupted)
+    assert not (tmp_path / "latents.pt").exists()
+
+
+def test_training_on_from_the_stored_weights_needs_more_minutes_than_they_took(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"took \d+ minutes; give more"):
+        train.begin_with_stored(tmp_path, minutes=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_of_the_learning_table_stay_only_with_equal_weights_and_settings(tmp_path: Path) -> None:
+    out = tmp_path / "learning.json"
+    settings = {"steps": 300, "weights": "a"}
+    assert learn.begun(out, settings) == {}
+    out.write_text(json.dumps({**settings, "rows": {"base": {}}}), encoding="utf-8")
+    assert learn.begun(out, settings) == {"base": {}}
+    assert learn.begun(out, {**settings, "weights": "b"}) == {}
