@@ -159,8 +159,10 @@ def main() -> None:
         from . import checkpoint, sampling
 
         weights = args.weights or checkpoint.WEIGHTS
-        path = checkpoint.write_checkpoint(Path(base) / "base.safetensors", weights)
         known = rows(args.steps)
+        if unknown := set(args.rows or ()) - set(known):
+            parser.error(f"no row {' or '.join(sorted(unknown))}; choose from {', '.join(known)}")
+        path = checkpoint.write_checkpoint(Path(base) / "base.safetensors", weights)
         settings = {"steps": args.steps, "prompts": args.count, "weights": digest(weights)}
         found = begun(args.out, settings)
         pictures_folder = args.out.with_suffix("")

@@ -73,8 +73,9 @@ def begin_with_stored(work: Path, minutes: float) -> None:
     if (work / "base.pt").exists():
         return
     last = json.loads((HERE / "base.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    if minutes * 60 <= last["seconds"]:
-        sys.exit(f"The stored weights took {last['seconds'] / 60:.0f} minutes; give more to --minutes.")
+    taken = last["seconds"] / 60
+    if minutes < taken + 1:
+        sys.exit(f"--minutes is {minutes:g} and the stored weights took {taken:.0f} of them; give more")
     work.mkdir(parents=True, exist_ok=True)
     shutil.copy(WEIGHTS / "autoencoder.safetensors", work)
     for name in ("autoencoder", "base"):

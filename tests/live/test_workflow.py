@@ -89,10 +89,11 @@ def test_converted_workflow_runs_on_the_server(client: Client) -> None:
     assert result.outputs["7"]["images"]
 
 
-@pytest.mark.parametrize("name", ["first_lora", "subject"])
-def test_templates_serve_each_example_workflow_with_its_picture(
-    client: Client, repo_root: Path, name: str
-) -> None:
+WORKFLOWS = Path(__file__).parents[2] / "workflows"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in WORKFLOWS.glob("*.json")))
+def test_templates_serve_each_example_workflow_with_its_picture(client: Client, name: str) -> None:
     """A folder named `examples` or the like beside workflows/ would be searched in its place."""
 
     def fetched(path: str) -> bytes:
@@ -101,4 +102,4 @@ def test_templates_serve_each_example_workflow_with_its_picture(
 
     assert name in json.loads(fetched(""))["in-graph-lora"]
     for file in (f"{name}.json", f"{name}.jpg"):
-        assert fetched(f"/in-graph-lora/{file}") == (repo_root / "workflows" / file).read_bytes()
+        assert fetched(f"/in-graph-lora/{file}") == (WORKFLOWS / file).read_bytes()
