@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..trainer.compare import Row, comparison_grid, parse_strengths, report
 from ..trainer.errors import ConfigError
-from ..trainer.host.lora import apply_lora
+from ..trainer.host.compare import sample_rows
 from ..trainer.host.progress import NodeProgress
-from ..trainer.host.sample import SAMPLERS, SCHEDULERS, SampleSettings, encode_prompt, sample_image
+from ..trainer.host.sample import SAMPLERS, SCHEDULERS, SampleSettings
+from ..trainer.pictures.comparison import comparison_grid, parse_strengths, report
 from .sockets import CATEGORY, LoraModel
 
 
@@ -98,36 +98,17 @@ class CompareBaseline(io.ComfyNode):
             steps=steps, cfg=cfg, sampler_name=sampler_name, scheduler=scheduler, width=width, height=height
         )
         shots = [(line, (seed + i) % 2**64) for line in lines for i in range(images_per_prompt)]
-        progress = NodeProgress(cls.hidden.unique_id)
-        total, done = len(shots) * len(columns) * steps, 0
-
-        pictures: list[list[torch.Tensor]] = []
-        for strength in columns:  # the weights are patched once a column
-            m, c = (model, clip) if strength == 0 else apply_lora(model, clip, lora, strength, strength)
-            neg = encode_prompt(c, negative)
-            column = []
-            for line, shot_seed in shots:
-                start = done
-
-                def on_step(step: int, _total: int, start: int = start) -> None:
-                    progress.update(start + step, total)
-
-                column.append(sample_image(m, vae, encode_prompt(c, line), neg, shot_seed, settings, on_step))
-                done += steps
-                progress.update(done, total)
-            pictures.append(column)
-
-        rows = [
-            Row(prompt=line, seed=shot_seed, images=[column[i] for column in pictures])
-            for i, (line, shot_seed) in enumerate(shots)
-        ]
+        rows = sample_rows(
+            *(model, clip, vae, lora, negative, shots, columns, settings),
+            on_step=NodeProgress(cls.hidden.unique_id).update,
+        )
         text = report(
             rows, columns, f"{sampler_name}, {scheduler}, {steps} steps, cfg {cfg:g}, {width}×{height}."
         )
         return io.NodeOutput(
             comparison_grid(rows, columns),
-            torch.cat(pictures[0]),
-            torch.cat(pictures[-1]),
+            torch.cat([row.images[0] for row in rows]),
+            torch.cat([row.images[-1] for row in rows]),
             text,
             ui={"text": [text]},
         )

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
-from ..trainer.data.contact_sheet import contact_sheet, title
-from ..trainer.data.images import inspect_image, save_tensor
-from ..trainer.data.records import Dataset, ImageRecord
-from ..trainer.data.scan import check_folder, folder_fingerprint, scan_folder
+from ..trainer.data.joining import caption_lines, joined
+from ..trainer.data.scan import check_folder, folder_fingerprint
 from ..trainer.errors import DatasetError
 from ..trainer.host.paths import input_directory, temp_directory
 from ..trainer.host.progress import NodeProgress
+from ..trainer.pictures.contact_sheet import contact_sheet, title
 from .sockets import CATEGORY, TrainDataset
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ..trainer.data.records import Dataset
 
 MAX_PROBLEMS_SHOWN = 20
 
@@ -121,46 +121,21 @@ class LoadDataset(io.ComfyNode):
         class_folder: list[str] | None = None,
     ) -> io.NodeOutput:
         progress = NodeProgress(cls.hidden.unique_id)
-        dataset = load(
-            folder=_single("folder", folder),
-            class_folder=_single("class_folder", class_folder or [""]),
+        path, class_path = _single("folder", folder), _single("class_folder", class_folder or [""])
+        connected = [image for batch in images or () if batch is not None for image in batch]
+        dataset = joined(
+            folder=resolve_folder(path) if path.strip() or not connected else None,
+            class_folder=resolve_folder(class_path) if class_path.strip() else None,
             resolution=_single("resolution", resolution),
             repeats=_single("repeats", repeats),
-            images=[image for batch in images or () if batch is not None for image in batch],
+            images=connected,
             captions=caption_lines(captions or []),
+            keep_images_in=temp_directory() / "in-graph-lora",
             on_file=progress.update,
         )
         sheet = contact_sheet(dataset)
         shown = ui.PreviewImage(sheet).as_dict() | {"text": [summary(dataset)]}
         return io.NodeOutput(dataset, sheet, len(dataset), ui=shown)
-
-
-def load(
-    *,
-    folder: str,
-    class_folder: str,
-    resolution: int,
-    repeats: int,
-    images: Sequence[Tensor],
-    captions: Sequence[str],
-    on_file: Callable[[int, int], None],
-) -> Dataset:
-    """Pictures of the folder, then connected ones [H, W, C], then those of the class. Raises DatasetError."""
-    if captions and not images:
-        raise DatasetError(
-            "captions: these are for connected images and there are none; clear them or connect images"
-        )
-    dataset = Dataset(records=(), resolution=resolution)
-    if folder.strip() or not images:
-        found = scan_folder(resolve_folder(folder), resolution=resolution, repeats=repeats, on_file=on_file)
-        dataset = _joined(dataset, found)
-    if images:
-        records = image_records(images, captions, repeats)
-        dataset = dataset.with_records((*dataset.records, *records))
-    if class_folder.strip():
-        path = resolve_folder(class_folder)
-        dataset = _joined(dataset, scan_folder(path, resolution=resolution, role="class", on_file=on_file))
-    return dataset
 
 
 def resolve_folder(folder: str) -> Path:
@@ -182,28 +157,6 @@ def resolve_folder(folder: str) -> Path:
     return path
 
 
-def caption_lines(captions: Sequence[str]) -> list[str]:
-    """A list of captions as it is; one text, by lines. Nothing if there is only white space."""
-    if len(captions) == 1:
-        captions = captions[0].rstrip().splitlines()
-    return [c.strip() for c in captions]
-
-
-def image_records(images: Sequence[Tensor], captions: Sequence[str], repeats: int) -> list[ImageRecord]:
-    """Connected pictures, written to ComfyUI's temporary folder. Raises DatasetError."""
-    if len(captions) not in (0, 1, len(images)):
-        raise DatasetError(
-            f"captions: {len(captions)} lines for {len(images)} images; write one for each, or one for all"
-        )
-    texts = list(captions) if len(captions) == len(images) else [*captions, ""][:1] * len(images)
-    records = []
-    for image, text in zip(images, texts, strict=True):
-        path = save_tensor(image, temp_directory() / "in-graph-lora")
-        size, digest = inspect_image(path)
-        records.append(ImageRecord(path=path, caption=text, size=size, digest=digest, repeats=repeats))
-    return records
-
-
 def summary(dataset: Dataset) -> str:
     """The counts, then a line for each problem."""
     lines = [title(dataset), *(f"skipped: {p}" for p in dataset.problems[:MAX_PROBLEMS_SHOWN])]
@@ -218,9 +171,3 @@ def _single(name: str, values: Sequence[Any]) -> Any:
     if len(values) != 1:
         raise DatasetError(f"{name}: got a list of {len(values)} values; connect a single one")
     return values[0]
-
-
-def _joined(dataset: Dataset, more: Dataset) -> Dataset:
-    return replace(
-        dataset, records=(*dataset.records, *more.records), problems=(*dataset.problems, *more.problems)
-    )

@@ -8,9 +8,9 @@ from comfy_api.latest import io
 
 from ..trainer.errors import StorageError
 from ..trainer.host.paths import output_image, run_names, run_path
-from ..trainer.past_run import load_past_run
-from ..trainer.previews import overview_path
-from ..trainer.run_folder import RunFolder
+from ..trainer.runs.checkpoints import loras
+from ..trainer.runs.folder import RunFolder
+from ..trainer.runs.past import load_past_run
 from .sockets import CATEGORY, LoraModel, LossMap
 
 
@@ -50,15 +50,14 @@ class LoadRun(io.ComfyNode):
             folder = RunFolder(run_path(run))
         except StorageError:
             return run
-        return f"{run} {step} {[path.name for path in folder.loras()]}"
+        return f"{run} {step} {list(loras(folder.checkpoints))}"
 
     @classmethod
     def execute(cls, run: str, step: int) -> io.NodeOutput:
         folder = RunFolder(run_path(run))
         past = load_past_run(folder, step)
         ui: dict[str, list] = {"text": [past.summary]}
-        overview = overview_path(folder)
-        if overview is not None:
-            ui["images"] = [output_image(overview)]
+        if folder.overview is not None:
+            ui["images"] = [output_image(folder.overview)]
         metadata = json.dumps(past.metadata, indent=2, ensure_ascii=False)
         return io.NodeOutput(past.lora, {"loss": past.losses}, metadata, past.step, ui=ui)

@@ -6,11 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer.adapters.rules import Rules
-from ..trainer.adapters.targets import CHOICES, REGEX
 from ..trainer.config import ADAPTER_FILE_NAMES, ADAPTER_INITS, ADAPTER_KINDS, AdapterConfig
 from ..trainer.errors import ConfigError
 from ..trainer.host import paths
+from ..trainer.rules import REGEX, TARGETS, Rules
 from .sockets import CATEGORY, Adapter
 
 _D = AdapterConfig()
@@ -37,7 +36,7 @@ class LoRAAdapter(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "targets",
-                    options=[*CHOICES, _CUSTOM],
+                    options=[*TARGETS, _CUSTOM],
                     default=_D.targets,
                     tooltip="Layers that get an adapter. More layers learn more, for more memory and larger"
                     " files. kv: only keys and values of cross-attention. regex: the field target_regex.",

@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from ..trainer.events import Event, Notice, Phase, PreviewSaved, StepDone, Validated
+from ..trainer.host.active import Running
 from ..trainer.host.progress import NodeProgress
-from ..trainer.host.running import Running
 
 _SEND_EVERY = 0.2  # seconds: the page redraws for every event
 

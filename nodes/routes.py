@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from ..trainer.host.active import find
 from ..trainer.host.progress import add_route
-from ..trainer.host.running import find
 
 
 async def stop(request: web.Request) -> web.Response:

@@ -18,8 +18,8 @@ from ..trainer.config import (
     check_name,
 )
 from ..trainer.errors import ConfigError
+from ..trainer.host.active import running
 from ..trainer.host.paths import output_image
-from ..trainer.host.running import running
 from ..trainer.host.training import train_on_loaded
 from .reporting import Reporter
 from .sockets import (
@@ -188,7 +188,7 @@ class TrainLoRA(io.ComfyNode):
             preview=preview.preview,
             validation=preview.validation,
             save=preview.save,
-            data=DataConfig(batch_size=batch_size, resolution=dataset.resolution, digest=dataset.digest),
+            data=DataConfig(batch_size=batch_size, resolution=dataset.resolution),
         )
         with running(cls.hidden.unique_id) as training:
             emit = Reporter(cls.hidden.unique_id, training)

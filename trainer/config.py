@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from .adapters.rules import Rules
-from .adapters.targets import check_targets
 from .errors import ConfigError
+from .rules import Rules, check_targets
 
 # Windows' reserved characters too: a run's folder may be synced or shared.
 _BAD_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
@@ -260,8 +259,6 @@ class OptimizerConfig:
 class DataConfig:
     batch_size: int = 1
     resolution: int = 512
-    digest: str = ""
-    """Digest of the dataset: pictures, captions, order, repeats."""
 
     def __post_init__(self) -> None:
         _check(1 <= self.batch_size <= 1024, f"batch_size is {self.batch_size}; choose 1 to 1024")
@@ -287,6 +284,9 @@ class SaveConfig:
     """Steps between checkpoints; 0 writes one only at the end and when a run is stopped."""
     keep: int = 2
     """How many states are kept. The LoRA of each checkpoint stays."""
+
+    def due(self, step: int) -> bool:
+        return self.every > 0 and step % self.every == 0
 
     def __post_init__(self) -> None:
         _check(self.every >= 0, f"every is {self.every}; choose 0 (only at the end) or more steps")
@@ -347,6 +347,10 @@ class ValidationConfig:
             )
 
 
+_FORMER = {("data", "digest")}
+"""(section, field) that files of earlier versions have. The dataset's digest is in run.json now."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     name: str = "my_lora"
@@ -382,7 +386,10 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`, also after a trip through JSON (lists become tuples again)."""
+        """The inverse of `to_dict`, also after a trip through JSON (lists become tuples again).
+
+        Fields that earlier versions had are left out.
+        """
         sections = {
             f.name: f.default_factory
             for f in fields(cls)
@@ -391,6 +398,7 @@ class TrainConfig:
         values: dict[str, Any] = dict(data)
         for name, section in sections.items():
             if name in values:
-                given = {k: tuple(v) if isinstance(v, list) else v for k, v in values[name].items()}
+                items = ((k, v) for k, v in values[name].items() if (name, k) not in _FORMER)
+                given = {k: tuple(v) if isinstance(v, list) else v for k, v in items}
                 values[name] = section(**given)  # type: ignore[operator]
         return cls(**values)

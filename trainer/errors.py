@@ -11,6 +11,8 @@
 A message is one sentence that names the thing, the value and the remedy.
 """
 
+from collections.abc import Iterable
+
 
 class TrainerError(Exception):
     """Base of all errors that are meant for the user's eyes."""
@@ -38,3 +40,10 @@ class StorageError(TrainerError):
 
 class TrainingError(TrainerError):
     pass
+
+
+def shortened(items: Iterable[str], limit: int = 3) -> str:
+    """The first `limit` items joined by commas, and how many more there are."""
+    items = list(items)
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more

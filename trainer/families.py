@@ -17,7 +17,7 @@ class Family:
     """Tensor names of a LoRA: kohya's, from diffusers' module names (SD 1, SD 2) or from the checkpoint's own
     ("module"); or `diffusion_model.<module>`, which ComfyUI and diffusers both read ("dotted")."""
     blocks: tuple[str, ...] = ()
-    """Class names of the blocks that are checkpointed and compiled; () means `trainer.modules` finds them."""
+    """Class names of the blocks that are checkpointed and compiled; () means `memory.blocks` finds them."""
     in_place: tuple[str, ...] = ()
     """Class names of the modules that write to their arguments in place, by `+=` only."""
     in_place_calls: tuple[str, ...] | None = ()

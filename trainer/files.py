@@ -8,10 +8,12 @@ import io
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -80,11 +82,26 @@ def copy_as_new(source: Path, folder: Path, name: str, before: Callable[[Path], 
     raise AssertionError("itertools.count ended")
 
 
+_DRAFT = re.compile(rf"\..+\.([0-9]+){re.escape(UNFINISHED)}")
+
+
 def clear_unfinished(folder: Path) -> None:
-    """Remove what killed processes had begun to write below `folder`."""
+    """Remove what killed processes had begun to write below `folder`, and no other process is writing."""
     for part in folder.rglob(f".*{UNFINISHED}"):
+        match = _DRAFT.fullmatch(part.name)
         with contextlib.suppress(OSError):
-            part.unlink()
+            if match and not _is_writing(int(match[1]), part.stat().st_mtime):
+                part.unlink()
+
+
+def _is_writing(pid: int, since: float) -> bool:
+    """Whether another process of this number runs that is older than a file which it would have written."""
+    if pid == os.getpid():
+        return False  # a container's processes get the same numbers again
+    try:
+        return psutil.Process(pid).create_time() <= since
+    except psutil.Error:
+        return False
 
 
 def write_image(path: Path, image: Image.Image, text: Mapping[str, str] | None = None) -> None:
@@ -112,11 +129,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """None when the file is missing or not whole."""
+    """None when the file is missing or not whole. Numbers that are none, such as NaN, are not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def sha256(path: Path) -> str:

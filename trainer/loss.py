@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .config import ObjectiveConfig
 from .errors import ConfigError
-from .objective import NoiseProcess
+from .noise import NoiseProcess
 
 _V_WEIGHTINGS = {
     "min_snr": lambda snr, gamma: snr.clamp(max=gamma) / (snr + 1),

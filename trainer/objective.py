@@ -1,82 +1,147 @@
-"""Noising and target, in the model's own space.
+"""What is minimised: noise, predict, loss.
 
-eps       x_t = x_0 + σ ε             target ε
-v         x_t = x_0 + σ ε             target (ε - σ x_0) / √(1 + σ²)
-flow      x_t = (1 - σ) x_0 + σ ε     target ε - x_0
-affine    x_t = x_0 + σ ε             target (x_0 - a x_t) / b, where the model's x_0 is a x_t + b output
+The loss of a batch is mean(instance) + w · prior, where prior is, by `PriorConfig.method`:
 
-eps and v are written in variance-exploding form; the denoiser scales its input by 1/√(1 + σ²), which gives
-the DDPM form √ᾱ x_0 + √(1-ᾱ) ε with ᾱ = 1/(1 + σ²) (Karras et al. 2022, appendix C.3).
-Flow is rectified flow (Liu et al. 2022; Esser et al. 2024).
+    class_images               mean over class pictures, with their own noise and time (DreamBooth, Ruiz et
+                               al. 2023; diffusers' train_dreambooth_lora: a sum, not renormalised)
+    class_images_base_target   the same, with the untouched model's prediction as target
+    output_preservation        MSE(with adapter, untouched), both at the batch's x_t with the class prompt
+                               (differential output preservation)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+import torch
 from torch import Tensor
 
-Prediction = Literal["eps", "v", "flow", "affine"]
+from .adapters.inject import Adapter
+from .config import ObjectiveConfig, PriorConfig
+from .data.batches import CachedSample, MicroBatch, same_shape_groups
+from .loss import element_loss, huber_threshold, loss_weight, sample_loss
+from .noise import Noised, add_noise
+from .ports import Conditioning, Denoiser
+from .timesteps import draw_sigma
+
+ConditionOf = Callable[[CachedSample, bool], Conditioning]
+"""(sample, caption dropped) → its condition; with a trained text encoder this encodes the caption anew."""
+
+
+def cached_condition(sample: CachedSample, dropped: bool) -> Conditioning:
+    return sample.empty if dropped else sample.conditioning
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoiseProcess:
-    """What the network predicts, and the noise levels it knows."""
+class Drawn:
+    """A group of samples of one shape with its noise."""
 
-    prediction: Prediction
-    sigmas: Tensor
-    """[T] fp32 on the CPU, ascending: σ of each of the T timesteps, the model's own shift applied."""
-    shift: float = 1.0
-    """The model's own time shift s: σ = s u / (1 + (s - 1) u) (flow models only)."""
-    noise_scale: float = 1.0
-    """Standard deviation of the noise at σ = 1 (flow models only)."""
-
-    def sigma(self, u: Tensor, shift: float | Tensor) -> Tensor:
-        """Noise level of the time fraction u in [0, 1) after `shift`; eps and v read it from the table."""
-        if self.prediction == "flow":
-            return shift_time(u, shift)
-        steps = len(self.sigmas)
-        return self.sigmas[(shift_time(u, shift) * steps).long().clamp(0, steps - 1)]
-
-    def snr(self, sigma: Tensor) -> Tensor:
-        """Signal-to-noise ratio: 1/σ², for flow ((1 - σ)/σ)²."""
-        return ((1 - sigma) / sigma) ** 2 if self.prediction == "flow" else sigma**-2
-
-    def target(self, x_0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """What the network should put out. sigma: [B, 1, ...]"""
-        if self.prediction == "flow":
-            return self.noise_scale * noise - x_0
-        if self.prediction == "v":
-            return (noise - sigma * x_0) / (1 + sigma**2).sqrt()
-        if self.prediction == "eps":
-            return noise
-        raise NotImplementedError(f"the process of a {self.prediction} model brings its own target")
+    noised: Noised
+    conditioning: list[Conditioning]
+    weight: Tensor
+    """[B]: picture's weight times the weighting of the noise level."""
+    mask: Tensor | None
+    threshold: Tensor
+    """[B]: c of the Huber loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noised:
-    x_t: Tensor
-    sigma: Tensor
-    target: Tensor
+class Objective:
+    """What is minimised, on one model."""
+
+    config: ObjectiveConfig
+    prior: PriorConfig
+    denoiser: Denoiser
+    adapter: Adapter
+    condition_of: ConditionOf = cached_condition
+
+    def draw(self, group: Sequence[CachedSample], generator: torch.Generator) -> Drawn:
+        """All random draws of a group, on the CPU, in a fixed order."""
+        config, process = self.config, self.denoiser.process
+        device = next(self.denoiser.net.parameters()).device
+        x_0 = torch.stack([s.latent for s in group])
+        sigma = draw_sigma(process, config, len(group), x_0[0, 0].numel() / 4, generator)
+        noise = torch.randn(x_0.shape, generator=generator)
+        if config.noise_offset:
+            shape = (*x_0.shape[:2], *[1] * (x_0.ndim - 2))
+            noise += config.noise_offset * torch.randn(shape, generator=generator)
+        input_noise = None
+        if config.input_perturbation:
+            input_noise = noise + config.input_perturbation * torch.randn(x_0.shape, generator=generator)
+            input_noise = input_noise.to(device)
+        dropped = [False] * len(group)
+        if config.caption_dropout:
+            dropped = (torch.rand(len(group), generator=generator) < config.caption_dropout).tolist()
+        weight = loss_weight(config, process, sigma) * torch.tensor([s.weight for s in group])
+        return Drawn(
+            noised=add_noise(process, x_0.to(device), noise.to(device), sigma.to(device), input_noise),
+            conditioning=[self.condition_of(s, d) for s, d in zip(group, dropped, strict=True)],
+            weight=weight.to(device),
+            mask=self._mask(group, x_0, device),
+            threshold=huber_threshold(config, process, sigma).to(device),
+        )
+
+    def _mask(self, group: Sequence[CachedSample], x_0: Tensor, device: torch.device) -> Tensor | None:
+        if not self.config.masked or all(s.mask is None for s in group):
+            return None
+        everything = torch.ones_like(x_0[:1, :1])[0]
+        mask = torch.stack([everything if s.mask is None else s.mask for s in group])
+        return mask.clamp(min=self.config.unmasked_weight).to(device)
+
+    def loss(self, drawn: Drawn, target: Tensor | None = None) -> Tensor:
+        """[B]: weighted loss of each sample; `target` replaces the target of the noise process."""
+        noised = drawn.noised
+        output = self.denoiser.predict(noised.x_t, noised.sigma, drawn.conditioning)
+        target = noised.target if target is None else target
+        elements = element_loss(self.config, output, target, drawn.threshold)
+        return drawn.weight * sample_loss(elements, drawn.mask)
+
+    @torch.no_grad()
+    def base_prediction(self, noised: Noised, conditioning: Sequence[Conditioning]) -> Tensor:
+        """What the untouched model says."""
+        with self.adapter.disabled():
+            return self.denoiser.predict(noised.x_t, noised.sigma, conditioning)
+
+    def preservation_loss(self, drawn: Drawn, group: Sequence[CachedSample]) -> Tensor:
+        """[B]: distance from the untouched model at the class prompt."""
+        conditioning = [s.class_conditioning for s in group]
+        target = self.base_prediction(drawn.noised, conditioning)
+        output = self.denoiser.predict(drawn.noised.x_t, drawn.noised.sigma, conditioning)
+        return (output - target).square().flatten(1).mean(1)
 
 
-def shift_time(u: Tensor, shift: float | Tensor) -> Tensor:
-    """s u / (1 + (s - 1) u): more time at high noise for s > 1 (Esser et al. 2024, eq. 23)."""
-    return shift * u / (1 + (shift - 1) * u)
+def backward_batch(
+    objective: Objective,
+    batch: MicroBatch,
+    generator: torch.Generator,
+    *,
+    scale: Callable[[Tensor], Tensor],
+    check_interrupt: Callable[[], None],
+) -> Tensor:
+    """Add the gradient of the batch's loss; returns the loss, detached, on the device.
 
-
-def add_noise(
-    process: NoiseProcess, x_0: Tensor, noise: Tensor, sigma: Tensor, input_noise: Tensor | None = None
-) -> Noised:
-    """x_0, noise: [B, C, ...]; sigma: [B]. All fp32.
-
-    input_noise: what x_t is made with when it differs from the noise in the target (input perturbation,
-    Ning et al. 2023).
+    `scale` is applied to each part before its backward pass: 1/accumulation, and the GradScaler's factor.
     """
-    s = sigma.view(-1, *[1] * (x_0.ndim - 1))
-    mixed = noise if input_noise is None else input_noise
-    target = process.target(x_0, noise, s)
-    if process.prediction == "flow":
-        return Noised(x_t=(1 - s) * x_0 + s * (process.noise_scale * mixed), sigma=sigma, target=target)
-    return Noised(x_t=x_0 + s * mixed, sigma=sigma, target=target)
+    prior, parts = objective.prior, []
+
+    def backward(loss: Tensor) -> None:
+        scale(loss).backward()
+        parts.append(loss.detach())
+
+    for group in same_shape_groups(batch.samples):
+        check_interrupt()
+        drawn = objective.draw(group, generator)
+        backward(objective.loss(drawn).sum() / len(batch.samples))
+        if prior.preserves_output:
+            check_interrupt()
+            preserved = objective.preservation_loss(drawn, group).sum() / len(batch.samples)
+            backward(prior.weight * preserved)
+    for group in same_shape_groups(batch.class_samples):
+        check_interrupt()
+        drawn = objective.draw(group, generator)
+        target = None
+        if prior.method == "class_images_base_target":
+            target = objective.base_prediction(drawn.noised, drawn.conditioning)
+        backward(prior.weight * objective.loss(drawn, target).sum() / len(batch.class_samples))
+    return torch.stack(parts).sum()

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .objective import NoiseProcess
+from .noise import NoiseProcess
 
 Conditioning = Any
 """Whatever the host's denoiser understands as the condition of one sample; opaque to the engine."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .config import ObjectiveConfig
-from .objective import NoiseProcess, shift_time
+from .noise import NoiseProcess, shift_time
 
 BASE_TOKENS, MAX_TOKENS = 256, 4096
 BASE_MU, MAX_MU = 0.5, 1.15

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -14,10 +14,11 @@ from .adapters.names import FileName
 from .adapters.start import StartingLora
 from .config import TrainConfig
 from .data.batches import CachedSample
-from .memory import checkpointed, compiled
+from .memory.checkpointing import checkpointed
+from .memory.compiling import compiled
+from .objective import Objective, cached_condition
 from .optim import ParameterGroups
 from .ports import Conditioning, Loan
-from .step import Objective, cached_condition
 
 TEXT_TARGETS = "attention+feed-forward"
 """Layers of a text encoder that kohya's trainers adapt."""
@@ -57,52 +58,55 @@ class Trained:
         return tensors
 
 
-def trainable(
-    stack: ExitStack,
+@contextmanager
+def prepared(
     loan: Loan,
     config: TrainConfig,
     names: FileNames,
     text_names: FileNames | None,
     start: StartingLora | None,
-) -> tuple[Trained, Objective]:
-    """Adapters in, blocks compiled and checkpointed, until `stack` ends."""
+) -> Iterator[tuple[Trained, Objective]]:
+    """Adapters in, blocks compiled and checkpointed, for the length of the block."""
     denoiser, text = loan.denoiser, loan.text
     memory, optimizer, trained = config.memory, config.optimizer, Trained()
-    adapter = stack.enter_context(
-        injected(
-            denoiser.net,
-            config.adapter,
-            seed=config.seed,
-            compute_dtype=denoiser.half_precision,
-            start=start,
-        )
-    )
-    trained.add(adapter, names, optimizer.learning_rate, optimizer.lora_plus_ratio)
-    condition_of = cached_condition
-    if text is not None:
-        assert text_names is not None
-        text_adapter = stack.enter_context(
+    with ExitStack() as stack:
+        adapter = stack.enter_context(
             injected(
-                text.net,
-                replace(config.adapter, targets=TEXT_TARGETS),
-                seed=config.seed + 1,
-                compute_dtype=text.half_precision,
+                denoiser.net,
+                config.adapter,
+                seed=config.seed,
+                compute_dtype=denoiser.half_precision,
+                start=start,
             )
         )
-        trained.add(text_adapter, text_names, optimizer.text_encoder_lr, optimizer.lora_plus_ratio)
-        stack.enter_context(checkpointed(text.blocks, memory.checkpointing))
+        trained.add(adapter, names, optimizer.learning_rate, optimizer.lora_plus_ratio)
+        condition_of = cached_condition
+        if text is not None:
+            assert text_names is not None
+            text_adapter = stack.enter_context(
+                injected(
+                    text.net,
+                    replace(config.adapter, targets=TEXT_TARGETS),
+                    seed=config.seed + 1,
+                    compute_dtype=text.half_precision,
+                )
+            )
+            trained.add(text_adapter, text_names, optimizer.text_encoder_lr, optimizer.lora_plus_ratio)
+            stack.enter_context(checkpointed(text.blocks, memory.checkpointing))
 
-        def condition_of(sample: CachedSample, dropped: bool) -> Conditioning:
-            return text.condition("" if dropped else sample.caption, sample.latent)
+            def condition_of(sample: CachedSample, dropped: bool) -> Conditioning:
+                return text.condition("" if dropped else sample.caption, sample.latent)
 
-    if memory.compile:
-        stack.enter_context(compiled(denoiser.blocks))
-    stack.enter_context(checkpointed(denoiser.blocks, memory.checkpointing))
-    objective = Objective(
-        config=config.objective,
-        prior=config.prior,
-        denoiser=denoiser,
-        adapter=adapter,
-        condition_of=condition_of,
-    )
-    return trained, objective
+        if memory.compile:
+            stack.enter_context(compiled(denoiser.blocks))
+        stack.enter_context(checkpointed(denoiser.blocks, memory.checkpointing))
+        yield (
+            trained,
+            Objective(
+                config=config.objective,
+                prior=config.prior,
+                denoiser=denoiser,
+                adapter=adapter,
+                condition_of=condition_of,
+            ),
+        )

@@ -24,6 +24,7 @@ class Updater:
         self.optimizer = make_optimizer(groups, config.optimizer)
         self.schedule = make_schedule(self.optimizer, config.optimizer, steps)
         self.max_norm = config.optimizer.max_grad_norm or math.inf
+        self.accumulation = config.optimizer.accumulation
         self.scaler = GradScaler(self.parameters[0].device.type, enabled=fp16)
         decay = config.optimizer.ema_decay
         self.ema = EMAModel(self.parameters, decay=decay) if decay else None
@@ -50,6 +51,15 @@ class Updater:
             with torch.no_grad():  # schedule-free's way back rounds; a save must not change the run
                 for p, value in zip(self.parameters, own, strict=True):
                     p.copy_(value)
+
+    @property
+    def lr(self) -> float:
+        """Of the next step, of the first group."""
+        return float(self.schedule.get_last_lr()[0])
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """What the backward pass starts from: the loss of one of the batches of a step."""
+        return self.scaler.scale(loss / self.accumulation)
 
     def step(self, loss: Tensor) -> tuple[float, float, bool]:
         """Update the weights. Returns loss, gradient norm and whether the step was done.

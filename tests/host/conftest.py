@@ -10,10 +10,14 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from devtools import base, comfyui, host
+
+if TYPE_CHECKING:
+    from .loaded import Loaded
 
 _found = os.environ.get("IGL_COMFYUI") or comfyui.find()
 if _found is None:
@@ -29,3 +33,11 @@ host.import_comfyui(Path(_found), HOST_BASE)
 def host_base() -> Path:
     """The base directory that folder_paths of this process points at."""
     return HOST_BASE
+
+
+@pytest.fixture(scope="session")
+def loaded(tiny_checkpoint: Path) -> Loaded:
+    """Model, CLIP and VAE of the generated checkpoint. Every test leaves them as it found them."""
+    from .loaded import load
+
+    return load(tiny_checkpoint)

@@ -13,7 +13,7 @@ from in_graph_lora.trainer.adapters.inject import Adapter, injected
 from in_graph_lora.trainer.config import AdapterConfig
 from in_graph_lora.trainer.host.model import HostDenoiser, borrowed
 from in_graph_lora.trainer.host.noise import noise_process
-from in_graph_lora.trainer.objective import Noised, add_noise
+from in_graph_lora.trainer.noise import Noised, add_noise
 
 from ..tiny_models import TINY, build, samples
 

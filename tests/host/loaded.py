@@ -1,4 +1,4 @@
-"""The generated checkpoint as ComfyUI loads it, a folder of pictures, and hashes."""
+"""The generated checkpoint as ComfyUI loads it, a folder of pictures, hashes, and runs."""
 
 from __future__ import annotations
 
@@ -8,23 +8,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import comfy.model_management as mm
 import comfy.sd
+import folder_paths
 import numpy as np
 import torch
-from comfy.sd import CLIP
 from PIL import Image
 
 from in_graph_lora.trainer.config import DataConfig, OptimizerConfig, TrainConfig
-from in_graph_lora.trainer.data.cache import SampleCache, TrainingData, check_dataset
+from in_graph_lora.trainer.data.cache import SampleCache, TrainingData
 from in_graph_lora.trainer.data.records import Dataset
 from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.host import lora
 from in_graph_lora.trainer.host.conditioning import HostTextEncoder
 from in_graph_lora.trainer.host.encode import HostLatentEncoder, pixel_step
 from in_graph_lora.trainer.host.model import borrowed
+from in_graph_lora.trainer.host.training import train_on_loaded
 from in_graph_lora.trainer.ports import Lend, Loan
-from in_graph_lora.trainer.session import Destination, Result, train_lora
+from in_graph_lora.trainer.runs.result import Result
+from in_graph_lora.trainer.session import Destination, train_lora
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,21 @@ class Loaded:
 
 
 def load(checkpoint: Path) -> Loaded:
-    """As CheckpointLoaderSimple does, in inference mode, as the executor does."""
+    """As CheckpointLoaderSimple does, in inference mode, as the executor does.
+
+    The CLIP remembers what it encoded: that is the slowest part of a short run.
+    """
     with torch.inference_mode():
         model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
+    encode, remembered = clip.encode_from_tokens_scheduled, {}
+
+    def encode_once(tokens: Any, *args: Any, **kwargs: Any) -> Any:
+        key = (str(tokens), clip.layer_idx)
+        if key not in remembered:
+            remembered[key] = encode(tokens, *args, **kwargs)
+        return remembered[key]
+
+    clip.encode_from_tokens_scheduled = encode_once
     return Loaded(model, clip, vae)
 
 
@@ -66,19 +82,44 @@ def identities(module: torch.nn.Module) -> dict[str, tuple[int, bool]]:
     return {f"{type(x).__name__} {name}": (id(x), getattr(x, "requires_grad", False)) for name, x in named}
 
 
-_cached: dict[tuple[int, str], TrainingData] = {}
+@contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """ComfyUI's output folder, for the length of the block."""
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(folder))
+    try:
+        yield
+    finally:
+        folder_paths.set_output_directory(before)
 
 
-def cache(loaded: Loaded, dataset: Dataset, config: TrainConfig) -> TrainingData:
-    """Encoded once for each model and dataset: the text encoder is the slowest part of a short run."""
-    check_dataset(dataset, config)
-    key = (id(loaded.vae), dataset.digest + str(config.objective.caption_dropout) + str(config.prior))
-    if key not in _cached or not isinstance(loaded.clip, CLIP):
-        _cached[key] = _encode(loaded, dataset, config)
-    return _cached[key]
+def train(
+    loaded: Loaded,
+    folder: Path,
+    output: Path,
+    *,
+    emit: Any = lambda event: None,
+    check_interrupt: Any = lambda: None,
+    batch_size: int = 1,
+    **config: Any,
+) -> Result:
+    """What TrainLoRA does, inside the inference mode that the executor sets.
+
+    check_interrupt: called as ComfyUI's own is, before each picture and each pass through the network.
+    """
+    config = {"steps": 2, "optimizer": OptimizerConfig(learning_rate=1e-3), **config}
+    settings = TrainConfig(name="test", data=DataConfig(batch_size=batch_size, resolution=64), **config)
+    dataset = scan_folder(folder, resolution=64)
+    with (
+        torch.inference_mode(),
+        output_folder(output),
+        patch.object(mm, "throw_exception_if_processing_interrupted", check_interrupt),
+    ):
+        return train_on_loaded(loaded.model, loaded.clip, loaded.vae, dataset, settings, emit, new_run=True)
 
 
-def _encode(loaded: Loaded, dataset: Dataset, config: TrainConfig) -> TrainingData:
+def encoded(loaded: Loaded, dataset: Dataset, config: TrainConfig) -> TrainingData:
+    """What a run would train on."""
     return SampleCache(
         latents=HostLatentEncoder(loaded.vae, loaded.model),
         texts=HostTextEncoder(loaded.clip, loaded.model),
@@ -99,32 +140,23 @@ def lend(patcher: Any) -> Lend:
     return loan
 
 
-def config_for(dataset: Dataset, *, steps: int = 2, batch_size: int = 1, **more: Any) -> TrainConfig:
-    more.setdefault("optimizer", OptimizerConfig(learning_rate=1e-3))
-    data = DataConfig(batch_size=batch_size, resolution=dataset.resolution, digest=dataset.digest)
-    return TrainConfig(name="test", steps=steps, data=data, **more)
-
-
-def train(
-    loaded: Loaded,
-    folder: Path,
-    output: Path,
-    *,
-    emit: Any = lambda event: None,
-    check_interrupt: Any = lambda: None,
-    **config: Any,
+def train_engine(
+    patcher: Any, data: TrainingData, config: TrainConfig, output: Path, emit: Any = lambda event: None
 ) -> Result:
-    """What TrainLoRA does, inside the inference mode that the executor sets."""
-    dataset = scan_folder(folder, resolution=64)
-    settings = config_for(dataset, **config)
+    """The engine alone, on samples that are not encoded by a loaded VAE and CLIP."""
     destination = Destination(
         loras=output / "loras",
         runs=output / "runs",
-        base_model="sd_v1",
-        file_names=lambda layers: lora.file_names(loaded.model, layers),
+        base_model="tiny",
+        file_names=lambda layers: lora.file_names(patcher, layers),
     )
-    with torch.inference_mode(), torch.inference_mode(False):
-        data = cache(loaded, dataset, settings)
+    with torch.inference_mode(False):
         return train_lora(
-            lend(loaded.model), data, settings, destination, emit=emit, check_interrupt=check_interrupt
+            lend(patcher),
+            data,
+            config,
+            destination,
+            steps=config.total_steps(sum(s.repeats for s in data.samples)),
+            emit=emit,
+            check_interrupt=lambda: None,
         )

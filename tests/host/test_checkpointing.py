@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from in_graph_lora.trainer.errors import ModelError
 from in_graph_lora.trainer.host.model import HostDenoiser
-from in_graph_lora.trainer.memory import checkpointed, compiled
-from in_graph_lora.trainer.modules import blocks
+from in_graph_lora.trainer.memory.blocks import blocks
+from in_graph_lora.trainer.memory.checkpointing import checkpointed
+from in_graph_lora.trainer.memory.compiling import compiled
 
 from ..tiny_models import TINY
 from .family_case import Case, adapted, relative

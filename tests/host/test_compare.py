@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 import nodes as comfy_nodes
 from in_graph_lora.nodes.apply_lora import ApplyLoRA
 from in_graph_lora.nodes.compare_baseline import CompareBaseline
-from in_graph_lora.trainer.compare import parse_strengths
 from in_graph_lora.trainer.errors import ConfigError, LoraFileError
+from in_graph_lora.trainer.pictures.comparison import parse_strengths
 
-from .loaded import Loaded, load, train, write_pictures
+from .loaded import Loaded, train, write_pictures
 
 PROMPTS = ["a photo of a cat", "一张照片"]
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_checkpoint: Path) -> Loaded:
-    return load(tiny_checkpoint)
 
 
 @pytest.fixture(scope="module")

@@ -22,12 +22,7 @@ from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.events import CheckpointSaved, Notice, StepDone
 from in_graph_lora.trainer.host.training import train_on_loaded
 
-from .loaded import Loaded, load, weight_hash, write_pictures
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_checkpoint: Path) -> Loaded:
-    return load(tiny_checkpoint)
+from .loaded import Loaded, weight_hash, write_pictures
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,8 @@ from in_graph_lora.trainer.errors import ModelError
 from in_graph_lora.trainer.families import UNLISTED, family_of
 from in_graph_lora.trainer.host.model import HostDenoiser, borrowed, model_family
 from in_graph_lora.trainer.host.noise import AffineProcess, noise_process, raw_output_sampling
-from in_graph_lora.trainer.memory import checkpointed
-from in_graph_lora.trainer.objective import Noised, add_noise
+from in_graph_lora.trainer.memory.checkpointing import checkpointed
+from in_graph_lora.trainer.noise import Noised, add_noise
 
 from ..tiny_models import TINY
 from .family_case import Case, adapted, relative

@@ -1,8 +1,8 @@
 """20 steps of each family, and of one with all options, are what they were: losses and the saved LoRA.
 
 tests/golden/ has one JSON a case; IGL_WRITE_GOLDEN=1 in the environment of this test writes them anew. On the
-kind of machine that wrote a file every bit of the LoRA must be the same; on another one, whose matrix products
-may sum in another order, losses and tensors must agree closely.
+kind of machine that wrote a file every bit of the LoRA must be the same; on another one, whose matrix
+products may sum in another order, losses and tensors must agree closely.
 """
 
 from __future__ import annotations
@@ -36,12 +36,11 @@ from in_graph_lora.trainer.data.batches import CachedSample
 from in_graph_lora.trainer.data.cache import TrainingData
 from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.events import StepDone
-from in_graph_lora.trainer.host import lora
 from in_graph_lora.trainer.host.training import train_on_loaded
-from in_graph_lora.trainer.session import Destination, Result, train_lora
+from in_graph_lora.trainer.runs.result import Result
 
 from ..tiny_models import TINY, build, samples
-from .loaded import lend, load, write_pictures
+from .loaded import load, train_engine, write_pictures
 
 FOLDER = Path(__file__).parent.parent / "golden"
 STEPS = 20
@@ -136,22 +135,10 @@ def trained(case: GoldenCase, folder: Path) -> dict[str, Any]:
     )
     if "adapter" not in case.sections:
         config = replace(config, adapter=AdapterConfig(rank=4))
-    destination = Destination(
-        loras=folder / "loras",
-        runs=folder / "runs",
-        base_model=case.family,
-        file_names=lambda layers: lora.file_names(patcher, layers),
-    )
     events: list[Any] = []
     with torch.inference_mode(False):
-        result = train_lora(
-            lend(patcher),
-            data_of(patcher, case.family, config),
-            config,
-            destination,
-            emit=events.append,
-            check_interrupt=lambda: None,
-        )
+        data = data_of(patcher, case.family, config)
+    result = train_engine(patcher, data, config, folder, events.append)
     return figures(result, events)
 
 

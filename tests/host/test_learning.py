@@ -14,7 +14,7 @@ import torch
 
 from in_graph_lora.trainer.config import AdapterConfig, OptimizerConfig
 from in_graph_lora.trainer.host import paths
-from in_graph_lora.trainer.objective import NoiseProcess
+from in_graph_lora.trainer.noise import NoiseProcess
 from miniature import experiment, judge, sampling, subject, world
 
 STEPS, RATE = 220, 3e-3

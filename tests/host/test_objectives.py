@@ -19,20 +19,26 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from in_graph_lora.trainer.adapters.inject import injected
-from in_graph_lora.trainer.config import AdapterConfig, ObjectiveConfig, OptimizerConfig, PriorConfig
+from in_graph_lora.trainer.config import (
+    AdapterConfig,
+    DataConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PriorConfig,
+    TrainConfig,
+)
 from in_graph_lora.trainer.data.batches import CachedSample, same_shape_groups
 from in_graph_lora.trainer.data.cache import TrainingData
 from in_graph_lora.trainer.data.records import Dataset
 from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.errors import TrainingError
 from in_graph_lora.trainer.events import StepDone
-from in_graph_lora.trainer.host import lora
 from in_graph_lora.trainer.host.model import borrowed
+from in_graph_lora.trainer.noise import Drawn, Objective, backward_batch
 from in_graph_lora.trainer.rng import stream
-from in_graph_lora.trainer.session import Destination, Result, train_lora
-from in_graph_lora.trainer.step import Drawn, Objective, backward_batch
+from in_graph_lora.trainer.runs.result import Result
 
-from .loaded import Loaded, cache, config_for, identities, lend, load, weight_hash, write_pictures
+from .loaded import Loaded, encoded, identities, train_engine, weight_hash, write_pictures
 
 CLASS_PROMPT = "a photo of a figurine"
 PRIORS = {
@@ -48,11 +54,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_checkpoint: Path) -> Loaded:
-    return load(tiny_checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +73,10 @@ def data(loaded: Loaded, dataset: Dataset) -> TrainingData:
     """Everything that any objective needs: class pictures, class prompt, empty caption, two shapes."""
     dropping = ObjectiveConfig(caption_dropout=0.5)
     with torch.inference_mode(False):
-        images = cache(loaded, dataset, config_for(dataset, objective=dropping, prior=PRIORS["class_images"]))
-        texts = cache(loaded, dataset, config_for(dataset, prior=PRIORS["output_preservation"]))
+        images = encoded(
+            loaded, dataset, config_for(dataset, objective=dropping, prior=PRIORS["class_images"])
+        )
+        texts = encoded(loaded, dataset, config_for(dataset, prior=PRIORS["output_preservation"]))
     samples = [
         replace(s, class_conditioning=t.class_conditioning)
         for s, t in zip(images.samples, texts.samples, strict=True)
@@ -233,6 +236,11 @@ def test_the_class_prompt_is_its_own_condition(data):
 # --- captions, batches, masks, weights --------------------------------------------------------------------
 
 
+def config_for(dataset: Dataset, **more: object) -> TrainConfig:
+    sections = {"steps": 2, "optimizer": OptimizerConfig(learning_rate=1e-3), **more}
+    return TrainConfig(name="test", data=DataConfig(resolution=dataset.resolution), **sections)
+
+
 def run(
     loaded: Loaded,
     dataset: Dataset,
@@ -241,17 +249,8 @@ def run(
     emit=lambda event: None,
     **more: object,
 ) -> Result:
-    destination = Destination(
-        loras=output / "loras",
-        runs=output / "runs",
-        base_model="sd_v1",
-        file_names=lambda layers: lora.file_names(loaded.model, layers),
-    )
-    config = config_for(dataset, adapter=ADAPTER, **more)
-    with torch.inference_mode(), torch.inference_mode(False):
-        return train_lora(
-            lend(loaded.model), data, config, destination, emit=emit, check_interrupt=lambda: None
-        )
+    with torch.inference_mode():
+        return train_engine(loaded.model, data, config_for(dataset, adapter=ADAPTER, **more), output, emit)
 
 
 def test_caption_dropout_1_trains_as_empty_captions_do(loaded, dataset, data, tmp_path):
@@ -358,7 +357,7 @@ def test_the_weight_in_metadata_reaches_the_sample(loaded, tmp_path):
     (folder / "metadata.csv").write_text("file_name,weight\n1.png,2\n")
     found = scan_folder(folder, resolution=64)
     with torch.inference_mode(False):
-        samples = cache(loaded, found, config_for(found)).samples
+        samples = encoded(loaded, found, config_for(found)).samples
     assert [s.weight for s in samples] == [1.0, 2.0]
 
 

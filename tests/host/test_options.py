@@ -27,14 +27,9 @@ from in_graph_lora.trainer.events import Notice, StepDone
 from in_graph_lora.trainer.host import paths
 from in_graph_lora.trainer.host.training import train_on_loaded
 
-from .loaded import Loaded, identities, load, weight_hash, write_pictures
+from .loaded import Loaded, identities, weight_hash, write_pictures
 
 FAST = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, schedule="constant")
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_checkpoint: Path) -> Loaded:
-    return load(tiny_checkpoint)
 
 
 @pytest.fixture(scope="module")

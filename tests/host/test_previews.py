@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from in_graph_lora.nodes.load_run import LoadRun
-from in_graph_lora.trainer.compare import to_pil
 from in_graph_lora.trainer.config import (
     AdapterConfig,
     DataConfig,
@@ -29,16 +28,12 @@ from in_graph_lora.trainer.events import Notice, PreviewSaved, StepDone, Validat
 from in_graph_lora.trainer.host import paths, sample
 from in_graph_lora.trainer.host.sample import SampleSettings, encode_prompt, sample_image
 from in_graph_lora.trainer.host.training import train_on_loaded
+from in_graph_lora.trainer.pictures.comparison import to_pil
 
-from .loaded import Loaded, load, weight_hash, write_pictures
+from .loaded import Loaded, weight_hash, write_pictures
 
 PREVIEW = PreviewConfig(prompts=("a cat", "a dog"), every=2, steps=2, cfg=2.0, seed=7)
 VALIDATION = ValidationConfig(held_out=1, every=2)
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_checkpoint: Path) -> Loaded:
-    return load(tiny_checkpoint)
 
 
 @pytest.fixture(scope="module")

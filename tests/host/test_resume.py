@@ -10,7 +10,6 @@ import folder_paths
 import pytest
 import torch
 
-from in_graph_lora.trainer import run_folder
 from in_graph_lora.trainer.config import (
     AdapterConfig,
     DataConfig,
@@ -24,8 +23,9 @@ from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.events import Notice, StepDone
 from in_graph_lora.trainer.host import paths
 from in_graph_lora.trainer.host.training import train_on_loaded
+from in_graph_lora.trainer.runs import folder as run_folder
 
-from .loaded import Loaded, load, write_pictures
+from .loaded import Loaded, write_pictures
 
 EVERYTHING = {
     "adapter": AdapterConfig(rank=2, dropout=0.2),
@@ -38,11 +38,6 @@ EVERYTHING = {
 
 class Stop(BaseException):
     """Like ComfyUI's interrupt."""
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_checkpoint: Path) -> Loaded:
-    return load(tiny_checkpoint)
 
 
 @pytest.fixture(scope="module")

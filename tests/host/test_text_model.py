@@ -16,7 +16,7 @@ from torch import Tensor
 from in_graph_lora.trainer.adapters.inject import injected
 from in_graph_lora.trainer.config import AdapterConfig
 from in_graph_lora.trainer.host.text_model import HostTextModel, borrowed_clip
-from in_graph_lora.trainer.memory import checkpointed
+from in_graph_lora.trainer.memory.checkpointing import checkpointed
 
 from ..tiny_models import randomise
 from .family_case import relative

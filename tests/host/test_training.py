@@ -23,14 +23,9 @@ from in_graph_lora.trainer.host.lora import apply_lora
 from in_graph_lora.trainer.host.model import borrowed, trainable_view
 from in_graph_lora.trainer.host.sample import SampleSettings, encode_prompt, sample_image
 
-from .loaded import Loaded, identities, load, train, weight_hash, write_pictures
+from .loaded import Loaded, identities, train, weight_hash, write_pictures
 
 SETTINGS = SampleSettings(steps=2, cfg=3.0, sampler_name="euler", scheduler="normal", width=64, height=64)
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_checkpoint: Path) -> Loaded:
-    return load(tiny_checkpoint)
 
 
 @pytest.fixture(scope="module")

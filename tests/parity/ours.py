@@ -18,7 +18,7 @@ from in_graph_lora.trainer.config import AdapterConfig, ObjectiveConfig
 from in_graph_lora.trainer.host.conditioning import HostTextEncoder
 from in_graph_lora.trainer.host.model import HostDenoiser, borrowed
 from in_graph_lora.trainer.loss import element_loss, sample_loss
-from in_graph_lora.trainer.objective import add_noise
+from in_graph_lora.trainer.noise import add_noise
 from in_graph_lora.trainer.timesteps import sigma_from_uniform
 
 from .case import GUIDANCE, RANK, Case, Numbers, draw, random_weights

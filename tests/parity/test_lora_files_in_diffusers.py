@@ -18,7 +18,7 @@ from in_graph_lora.trainer.config import AdapterConfig
 from in_graph_lora.trainer.host import lora as host
 from in_graph_lora.trainer.host.conditioning import HostTextEncoder
 from in_graph_lora.trainer.host.model import borrowed
-from in_graph_lora.trainer.objective import add_noise
+from in_graph_lora.trainer.noise import add_noise
 
 LOADERS = {
     "SD15": loaders.StableDiffusionLoraLoaderMixin,

@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from in_graph_lora.trainer.data import contact_sheet as sheets
-from in_graph_lora.trainer.data.contact_sheet import contact_sheet, title
 from in_graph_lora.trainer.data.records import Problem
 from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.errors import DatasetError
+from in_graph_lora.trainer.pictures import contact_sheet as sheets
+from in_graph_lora.trainer.pictures.contact_sheet import contact_sheet, title
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from in_graph_lora.trainer.loss import (
     loss_weight,
     sample_loss,
 )
-from in_graph_lora.trainer.objective import NoiseProcess, add_noise
+from in_graph_lora.trainer.noise import NoiseProcess, add_noise
 from in_graph_lora.trainer.rng import stream
 from in_graph_lora.trainer.timesteps import draw_sigma, flux_shift, sigma_from_uniform
 

@@ -9,18 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
+from peft import inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..config import AdapterConfig
 from ..errors import ConfigError, LoraFileError, ModelError
 from ..rng import stream
+from .kinds import KINDS
 from .layers import ADAPTER, OutputRotation, Untouched, adapter_parameters, init_adapter, stand_in
 from .start import StartingLora
 from .targets import target_layers
-
-LORA_KINDS = ("lora", "locon", "rslora", "dora")
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,10 @@ class Adapter:
 
         lora_plus_ratio: LoRA+ trains B with this many times the learning rate of A.
         """
-        if lora_plus_ratio != 1 and self.config.kind not in LORA_KINDS:
+        if lora_plus_ratio != 1 and not KINDS[self.config.kind].has_b:
             raise ConfigError(
                 f"lora_plus_ratio is {lora_plus_ratio} but kind is {self.config.kind}, which has no B;"
-                f" set the ratio to 1 or choose one of {', '.join(LORA_KINDS)}"
+                f" set the ratio to 1 or choose one of {', '.join(k for k in KINDS if KINDS[k].has_b)}"
             )
         rules = self.config.lr_rules
         groups: dict[float, list[nn.Parameter]] = {}
@@ -143,12 +142,13 @@ def injected(
     originals = {name: net.get_submodule(name) for name in plans}
     had_config = hasattr(net, "peft_config")
     adapter = Adapter(config)
+    rates = config.lr_rules
     try:
-        if config.kind == "oft":
+        if KINDS[config.kind].peft:
+            _inject_by_peft(net, config, originals, plans)
+        else:
             for name, module in originals.items():
                 _replace(net, name, OutputRotation(module, plans[name].rank))
-        else:
-            _inject_by_peft(net, config, originals, plans)
         for name in plans:
             layer = net.get_submodule(name)
             if not isinstance(layer, BaseTunerLayer | OutputRotation):
@@ -157,7 +157,7 @@ def injected(
                     f" {config.kind}; choose kind lora, or other targets"
                 )
             _prepare(layer, config, plans[name], stream(seed, f"init {name}"), compute_dtype)
-            _freeze(layer, config.lr_rules.value(name, 1.0) == 0)
+            _freeze(layer, rates.value(name, 1.0) == 0)
             adapter.layers[name] = layer
         if not adapter.parameters():
             raise ConfigError("lr_by_block freezes every layer; leave one with a factor above 0")
@@ -227,22 +227,12 @@ def _peft_config(config: AdapterConfig, plans: Plans) -> Any:
     for name, plan in plans.items():
         ranks.setdefault(plan.rank, []).append(f"^{re.escape(name)}")
         alphas.setdefault(plan.alpha, []).append(f"^{re.escape(name)}")
-    common: dict[str, Any] = {
-        "r": config.rank,
-        "target_modules": "|".join(re.escape(name) for name in plans),
-        "rank_pattern": {"|".join(names): int(rank) for rank, names in ranks.items()},
-        "alpha_pattern": {"|".join(names): alpha for alpha, names in alphas.items()},
-    }
-    if config.kind == "loha":
-        return LoHaConfig(alpha=config.scale_alpha, rank_dropout=config.dropout, **common)  # type: ignore[arg-type]
-    if config.kind == "lokr":
-        return LoKrConfig(alpha=config.scale_alpha, rank_dropout=config.dropout, **common)  # type: ignore[arg-type]
-    return LoraConfig(
-        lora_alpha=config.scale_alpha,  # type: ignore[arg-type]  # any number works
-        lora_dropout=config.dropout,
-        use_rslora=config.kind == "rslora",
-        use_dora=config.kind == "dora",
-        **common,
+    return KINDS[config.kind].peft_config(
+        config,
+        r=config.rank,
+        target_modules="|".join(re.escape(name) for name in plans),
+        rank_pattern={"|".join(names): int(rank) for rank, names in ranks.items()},
+        alpha_pattern={"|".join(names): alpha for alpha, names in alphas.items()},
     )
 
 
@@ -256,7 +246,7 @@ def _prepare(
     for _, p in adapter_parameters(layer):
         p.data = p.data.float()
         p.requires_grad_(True)
-    init_adapter(layer, config.init, generator)
+    init_adapter(layer, KINDS[config.kind], config.init, generator)
     if isinstance(layer, OutputRotation):
         return
     assert layer.r[ADAPTER] == plan.rank

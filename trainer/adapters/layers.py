@@ -9,6 +9,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from .kinds import Kind
+
 ADAPTER = "default"
 """The name that peft keeps our adapter under."""
 
@@ -100,12 +102,13 @@ def dora_norm(layer: BaseTunerLayer) -> Callable[..., Tensor]:
     return norm
 
 
-def init_adapter(layer: Any, init: str, generator: torch.Generator) -> None:
+def init_adapter(layer: Any, kind: Kind, init: str, generator: torch.Generator) -> None:
     """Draw the factors in fp32 on the CPU, so that they are the same for every base dtype and device.
 
     One factor of each product is zero: an untrained adapter changes nothing, bit for bit.
     """
-    zero = _zero_factor(layer)
+    own = {name for name, _ in adapter_parameters(layer)}
+    zero = next((name for name in kind.zero if name in own), "")
     for name, p in adapter_parameters(layer):
         if name in ("oft_blocks", "lora_magnitude_vector"):
             continue
@@ -125,11 +128,6 @@ def adapter_parameters(layer: nn.Module | BaseTunerLayer) -> list[tuple[str, nn.
         for k, p in cast(nn.Module, layer).named_parameters()
         if not k.startswith("base_layer.")
     ]
-
-
-def _zero_factor(layer: nn.Module) -> str:
-    names = {name for name, _ in adapter_parameters(layer)}
-    return next((n for n in ("lora_B", "hada_w2_b", "lokr_w1", "lokr_w1_a") if n in names), "")
 
 
 def _drawn(name: str, shape: torch.Size, init: str, generator: torch.Generator) -> Tensor:

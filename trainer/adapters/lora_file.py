@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..errors import LoraFileError
 from ..files import write_whole
-from .inject import LORA_KINDS, Adapter
+from .inject import Adapter
+from .kinds import KINDS
 from .layers import ADAPTER, OutputRotation, adapter_parameters
 from .metadata import tensors_hash
 from .names import FileName
@@ -20,7 +21,6 @@ from .start import dora_norms
 
 _KOHYA = {"lora_A": "lora_down.weight", "lora_B": "lora_up.weight"}
 _DOTTED = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
-_FOLD_INTO = ("lora_B", "hada_w1_a", "lokr_w1")
 
 
 def file_tensors(adapter: Adapter, names: Mapping[str, FileName]) -> dict[str, Tensor]:
@@ -30,15 +30,16 @@ def file_tensors(adapter: Adapter, names: Mapping[str, FileName]) -> dict[str, T
     with `.alpha`. Names with dots (`diffusion_model.…`) come with `lora_A`/`lora_B` and the scale folded into
     B, since some of diffusers' readers of such names refuse an alpha and all take a missing one as scale 1.
     """
+    kind = KINDS[adapter.config.kind]
     out: dict[str, Tensor] = {}
     for layer, module in adapter.layers.items():
         name = names[layer]
         kohya, peft = bool(name.prefix) and "." not in name.prefix, name.is_diffusers
-        if peft and adapter.config.kind not in LORA_KINDS:
-            raise LoraFileError(f"diffusers cannot read kind {adapter.config.kind}; save in ComfyUI's names")
+        if peft and not kind.has_b:
+            raise LoraFileError(f"diffusers cannot read kind {kind.name}; save in ComfyUI's names")
         tensors, scale = _layer_tensors(module, peft)
         if not kohya or "lokr_w2" in tensors:  # readers give a LoKr without a rank the scale 1
-            tensors, scale = _folded(tensors, scale), 1.0
+            tensors, scale = _folded(tensors, kind.scaled, scale), 1.0
         for prefix, part in _parts(layer, name, tensors):
             out |= {f"{prefix}.{(_KOHYA if kohya else _DOTTED).get(k, k)}": v for k, v in part.items()}
             if kohya:
@@ -70,8 +71,8 @@ def _dora_scale(module: torch.nn.Module, magnitude: Tensor) -> Tensor:
     return scale.reshape(-1, *[1] * (weight_dims - 1)).contiguous()
 
 
-def _folded(tensors: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
-    return {k: v * scale if k in _FOLD_INTO and scale != 1 else v for k, v in tensors.items()}
+def _folded(tensors: dict[str, Tensor], factor: str, scale: float) -> dict[str, Tensor]:
+    return {k: v * scale if k == factor and scale != 1 else v for k, v in tensors.items()}
 
 
 def _file_alpha(module: torch.nn.Module, scale: float) -> float:

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
+from .kinds import KINDS, Kind
+
 CONFIG = "in_graph_lora.config"
 DORA_NORM = "in_graph_lora.dora_norm"
 
-_MODULES = {"lora": "networks.lora", "rslora": "networks.lora", "locon": "networks.lora"}
-_LYCORIS = {"dora": "locon", "loha": "loha", "lokr": "lokr", "oft": "diag-oft"}
 _ARCHITECTURES = {
     "sd_v1": "stable-diffusion-v1",
     "sd_v2": "stable-diffusion-v2-512",
@@ -45,11 +45,11 @@ def training_metadata(
     prediction: epsilon, v or flow.
     """
     adapter = dict(config.get("adapter", {}))
-    kind = str(adapter.get("kind", "lora"))
+    kind = KINDS[adapter.get("kind", "lora")]
     date = date or datetime.now(timezone.utc)
     resolution = dict(config.get("data", {})).get("resolution", "")
     entries = {
-        "ss_network_module": _MODULES.get(kind, "lycoris.kohya"),
+        "ss_network_module": kind.module,
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(alpha),
         "ss_network_args": json.dumps(_network_args(kind, adapter)),
@@ -79,7 +79,7 @@ def training_metadata(
         CONFIG: json.dumps(config),
         "in_graph_lora.dataset": dataset_digest,
     }
-    if kind == "dora":
+    if kind.name == "dora":
         entries[DORA_NORM] = "base"
     return {key: value for key, value in entries.items() if value}
 
@@ -98,11 +98,9 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     return f"0x{digest.hexdigest()}"
 
 
-def _network_args(kind: str, adapter: Mapping[str, Any]) -> dict[str, str]:
-    args = {"algo": _LYCORIS[kind]} if kind in _LYCORIS else {}
-    if kind == "dora":
-        args["dora_wd"] = "True"
-    if kind == "locon":
+def _network_args(kind: Kind, adapter: Mapping[str, Any]) -> dict[str, str]:
+    args = dict(kind.args)
+    if kind.name == "locon":
         args |= {"conv_dim": str(adapter.get("rank", "")), "conv_alpha": str(adapter.get("alpha", ""))}
     if adapter.get("rank_by_block"):
         args["rank_by_block"] = str(adapter["rank_by_block"])

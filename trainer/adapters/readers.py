@@ -9,16 +9,13 @@ import torch
 from torch import Tensor
 
 from ..errors import LoraFileError
+from .kinds import KINDS
 from .metadata import DORA_NORM
 from .names import Rows, find, is_text_encoder, split_key
 from .start import StartingLora
 
-_KINDS = {
-    "lora": {"lora_A", "lora_B"},
-    "loha": {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"},
-    "lokr": {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"},
-    "oft": {"oft_blocks"},
-}
+_KINDS = {name: KINDS[name].roles for name in ("lora", "loha", "lokr", "oft")}
+"""What tensors alone can say of a file; DoRA is a LoRA with scales."""
 _DORA = ("dora_scale", "lora_magnitude_vector")
 
 

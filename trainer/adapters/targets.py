@@ -12,16 +12,7 @@ import re
 from torch import nn
 
 from ..errors import ConfigError
-
-CHOICES = (
-    "attention",
-    "cross-attention",
-    "kv",
-    "attention+feed-forward",
-    "all linear",
-    "all linear + conv",
-)
-REGEX = "regex:"
+from ..rules import REGEX, Expression, check_targets
 
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _PROJECTION = re.compile(r"(to_)?(q|k|v|qkv|kv)(_proj)?")  # blocks without an attention module (CogVideoX)
@@ -61,21 +52,6 @@ def in_block(name: str) -> bool:
     return any(_NUMBERED.fullmatch(p) for p in parents)
 
 
-def check_targets(targets: str) -> None:
-    """Raise ConfigError when `targets` is no choice and no regular expression."""
-    if targets.startswith(REGEX):
-        try:
-            re.compile(targets[len(REGEX) :])
-        except re.error as error:
-            raise ConfigError(
-                f"targets {targets!r} is not a regular expression ({error}); correct it, for example"
-                r" regex:attn2\.to_[kv]$"
-            ) from error
-    elif targets not in CHOICES:
-        choices = ", ".join(repr(c) for c in CHOICES)
-        raise ConfigError(f"targets is {targets!r}; choose one of {choices}, or regex:<expression>")
-
-
 def _is_attention(name: str) -> bool:
     *parents, leaf = _without_sequence(name)
     if any(_NOT_PROJECTION.fullmatch(part) or part.startswith("gate") for part in (*parents[-1:], leaf)):
@@ -111,7 +87,7 @@ def _without_sequence(name: str) -> list[str]:
 def target_layers(net: nn.Module, targets: str, *, convolutions: bool = False) -> dict[str, nn.Module]:
     """Name → module of each layer of `net` that `targets` selects, in the network's order.
 
-    targets: one of CHOICES, or `regex:<expression>` searched in the names of linear layers and convolutions.
+    targets: one of TARGETS, or `regex:<expression>` searched in the names of linear layers and convolutions.
     convolutions: adds the convolutions of the blocks to whatever is selected (LoCon).
     Raises ConfigError when nothing is selected.
     """
@@ -132,8 +108,8 @@ def target_layers(net: nn.Module, targets: str, *, convolutions: bool = False) -
 
 def _selected(linear: dict[str, nn.Module], conv: dict[str, nn.Module], targets: str) -> set[str]:
     if targets.startswith(REGEX):
-        expression = re.compile(targets[len(REGEX) :])
-        return {name for name in (*linear, *conv) if expression.search(name)}
+        expression = Expression(targets.removeprefix(REGEX), "targets")
+        return {name for name in (*linear, *conv) if expression.found_in(name)}
     blocks = [name for name in linear if in_block(name)]
     if targets == "attention":
         return {name for name in blocks if _is_attention(name)}

@@ -6,6 +6,7 @@ over in the buckets shares mixed batches, so every sample weighs the same and an
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,14 @@ class CachedSample:
     @property
     def bucket(self) -> tuple[int, ...]:
         return tuple(self.latent.shape)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one backward pass learns from."""
+
+    samples: Sequence[CachedSample]
+    class_samples: Sequence[CachedSample] = ()
 
 
 def epoch_batches(
@@ -77,6 +86,21 @@ def batches(
     while True:
         yield from epoch_batches(samples, batch_size, seed, epoch)[skip:]
         epoch, skip = epoch + 1, 0
+
+
+def micro_batches(
+    samples: Sequence[CachedSample],
+    class_samples: Sequence[CachedSample],
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+) -> Iterator[MicroBatch]:
+    """Batches for ever, each with one of the class where there are class samples."""
+    shown = batches(samples, batch_size, seed, start)
+    kept: Iterator[list[CachedSample]] = itertools.repeat([])
+    if class_samples:
+        kept = batches(class_samples, min(batch_size, len(class_samples)), seed + 1, start)
+    return map(MicroBatch, shown, kept)
 
 
 def same_shape_groups(batch: Sequence[CachedSample]) -> list[list[CachedSample]]:

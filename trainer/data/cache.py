@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ..config import TrainConfig
-from ..errors import ConfigError, DatasetError
+from ..errors import DatasetError
 from ..events import Emit, Phase
 from ..ports import LatentEncoder, TextEncoder
 from .batches import CachedSample
@@ -29,31 +29,6 @@ class TrainingData:
     """Held out: never trained on."""
 
 
-def check_dataset(dataset: Dataset, config: TrainConfig) -> None:
-    """Refuse what cannot be trained on, before anything is loaded."""
-    instances = [r for r in dataset.records if r.role == "instance"]
-    shown = sum(r.repeats for r in instances)
-    if not instances:
-        raise DatasetError("the dataset has no picture to train on; load a folder with at least one")
-    used = [r for r in dataset.records if r.role != "class" or config.prior.uses_pictures]
-    empty = [r.path.name for r in used if not r.caption.strip()]
-    if empty:
-        raise DatasetError(
-            f"{len(empty)} pictures have no caption ({', '.join(empty[:3])}); write .txt files beside them"
-            " or set a template in CaptionImages"
-        )
-    if config.data.batch_size > shown:
-        raise ConfigError(
-            f"batch_size {config.data.batch_size} is larger than the dataset ({shown} pictures with repeats);"
-            " lower batch_size, raise repeats or add pictures"
-        )
-    if config.prior.uses_pictures and not any(r.role == "class" for r in dataset.records):
-        raise DatasetError(
-            "prior preservation needs class pictures; set class_folder in LoadDataset or a class_prompt"
-            " in PriorPreservation"
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class SampleCache:
     """Encodes records by the host's VAE and text encoder."""
@@ -67,7 +42,6 @@ class SampleCache:
 
     def build(self, dataset: Dataset, config: TrainConfig, *, train_text: bool = False) -> TrainingData:
         """The pictures first and the captions then, so that VAE and text encoder are not loaded in turns."""
-        check_dataset(dataset, config)
         prior = config.prior.uses_pictures
         records = [r for r in dataset.records if r.role != "class" or prior]
         encoded = []

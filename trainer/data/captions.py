@@ -8,12 +8,12 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import DatasetError
+from ..errors import DatasetError, shortened
 from .records import Dataset, ImageRecord, Problem
 
 SIDECAR_SUFFIXES = (".txt", ".caption")
@@ -118,13 +118,6 @@ def _positive(given: Any) -> float | None:
     return value if 0 < value < math.inf else None
 
 
-def shortened(items: Iterable[str], limit: int = 3) -> str:
-    """The first `limit` items joined by commas, and how many more there are."""
-    items = list(items)
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
-
-
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
@@ -212,7 +205,7 @@ def apply(
             f"{shortened(empty)} {verb} no caption, and the template {template!r} has nothing to fill in;"
             " type a trigger or a class word, or write .txt files beside the pictures"
         )
-    return dataset.with_records(done)
+    return replace(dataset.with_records(done), trigger=trigger.strip() or dataset.trigger)
 
 
 def _caption(

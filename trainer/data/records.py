@@ -56,6 +56,8 @@ class Dataset:
     records: tuple[ImageRecord, ...]
     problems: tuple[Problem, ...] = ()
     resolution: int = 512
+    trigger: str = ""
+    """The word that captions use for what is learned, as Caption Images was told; no part of `digest`."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -76,6 +78,11 @@ class Dataset:
             r.with_role("validation") if r.role == "instance" and r.digest in chosen else r
             for r in self.records
         )
+
+    @property
+    def shown(self) -> int:
+        """Pictures in an epoch of training."""
+        return sum(r.repeats for r in self.records if r.role == "instance")
 
     @property
     def digest(self) -> str:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ..errors import DatasetError
-from .captions import METADATA_NAMES, SIDECAR_SUFFIXES, Described, read_metadata, read_text, shortened
+from ..errors import DatasetError, shortened
+from .captions import METADATA_NAMES, SIDECAR_SUFFIXES, Described, read_metadata, read_text
 from .images import inspect_image
 from .records import Dataset, ImageRecord, Problem, Role
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ..compare import to_pil
 from ..config import PriorConfig
 from ..data.images import inspect_image
 from ..data.records import Dataset, ImageRecord
 from ..events import Emit, Notice, Phase
 from ..files import write_image
+from ..pictures.drawing import to_pil
 from . import paths
 from .identity import fingerprint
 from .progress import check_interrupt

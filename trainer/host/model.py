@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..families import Family, family_of
-from ..modules import blocks, by_class
-from ..objective import NoiseProcess
+from ..memory.blocks import blocks, by_class
+from ..memory.out_of_place import out_of_place
+from ..noise import NoiseProcess
 from . import kernels
 from .noise import noise_process, raw_output_sampling
-from .residuals import out_of_place
 
 if TYPE_CHECKING:
     from comfy.model_base import BaseModel

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..objective import NoiseProcess, Prediction
+from ..noise import NoiseProcess, Prediction
 
 _PREDICTIONS: dict[str, Prediction] = {
     "EPS": "eps",

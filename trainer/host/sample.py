@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..compare import to_pil
 from ..config import PreviewConfig
+from ..pictures.drawing import to_pil
 from .lora import apply_lora
 
 if TYPE_CHECKING:

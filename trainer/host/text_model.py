@@ -10,11 +10,11 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor, nn
 
-from ..modules import blocks, by_class
+from ..memory.blocks import blocks, by_class
+from ..memory.out_of_place import out_of_place
 from .conditioning import HostTextEncoder
 from .kernels import differentiable_kernels
 from .model import Condition, in_training, kept_loaded, stage, trainable_view
-from .residuals import out_of_place
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP

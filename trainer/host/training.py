@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import comfy.model_management as mm
 import torch
 
-from ..adapters.inject import planned
 from ..adapters.lora_file import read_lora
 from ..adapters.readers import read_start
 from ..adapters.start import StartingLora
 from ..config import TrainConfig
-from ..data.cache import SampleCache, check_dataset
+from ..data.cache import SampleCache
 from ..data.records import Dataset
 from ..events import Emit, Notice
 from ..families import UNLISTED
 from ..files import sha256
-from ..loss import check_weighting
-from ..optim import check_optimizer
 from ..ports import Loan
-from ..rerun import find_run, finished
-from ..run_folder import run_key
-from ..session import Destination, Result, train_lora
+from ..preflight import check
+from ..runs.finding import find_run, finished, run_key
+from ..runs.result import Result
+from ..session import Destination, train_lora
 from . import lora, paths
 from .class_images import with_class_images
 from .conditioning import HostTextEncoder
@@ -61,10 +58,11 @@ def train_on_loaded(
     `new_run` starts again. All models come back unchanged, however it ends. ComfyUI's interrupt is raised as
     it is.
     """
-    start = _check(model, config)
     dataset = dataset.hold_out(config.validation.held_out)
-    dataset = with_class_images(dataset, config.prior, model, clip, vae, emit)
-    check_dataset(dataset, config)
+    start = _starting_lora(model, config)
+    process = noise_process(model.get_model_object("model_sampling"))
+    check(config, dataset, model.model.diffusion_model, process, start)
+    steps = config.total_steps(dataset.shown)
     if model_family(model) is UNLISTED:
         name = type(model.model).__name__
         emit(
@@ -72,11 +70,12 @@ def train_on_loaded(
                 message=f"{name} is no family that we have tested; training by what the model says of itself"
             )
         )
+    dataset = with_class_images(dataset, config.prior, model, clip, vae, emit)
     prints = _fingerprints(model, clip, vae, config)
-    config = replace(config, data=replace(config.data, digest=dataset.digest))
-    key, runs = run_key(config, prints), paths.runs_directory(config.name)
-    folder = None if new_run else find_run(runs, key, config, dataset, emit)
-    if folder is not None and (done := finished(folder, config, dataset, paths.lora_directory())):
+    digest, loras, runs = dataset.digest, paths.lora_directory(), paths.runs_directory(config.name)
+    key = run_key(config, digest, prints)
+    folder = None if new_run else find_run(runs, key, config, digest, steps, emit)
+    if folder is not None and (done := finished(folder, config, steps, loras)):
         emit(
             Notice(
                 message=f"{done.path.name} is finished already and was loaded; choose new run to train again"
@@ -85,13 +84,15 @@ def train_on_loaded(
         return done
     train_text = config.optimizer.text_encoder_lr > 0
     destination = Destination(
-        loras=paths.lora_directory(),
+        loras=loras,
         runs=runs,
         key=key,
+        dataset=digest,
         base_model=model_family(model).name,
         file_names=lambda layers: lora.file_names(model, layers, config.adapter.file_names),
         text_file_names=lambda layers: lora.text_file_names(clip, layers),
         base_hash=prints[0],
+        trigger=dataset.trigger,
     )
     with torch.inference_mode(False):
         texts = HostTextEncoder(clip, model, config.objective.guidance)
@@ -117,6 +118,7 @@ def train_on_loaded(
             data,
             config,
             destination,
+            steps=steps,
             emit=emit,
             check_interrupt=check_interrupt,
             start=start,
@@ -126,18 +128,11 @@ def train_on_loaded(
         )
 
 
-def _check(model: ModelPatcher, config: TrainConfig) -> StartingLora | None:
-    """Everything that can be refused before pictures are encoded."""
-    check_optimizer(config.optimizer)
-    check_weighting(config.objective, noise_process(model.get_model_object("model_sampling")))
-    start = None
-    if config.adapter.start_from:
-        tensors, metadata = read_lora(paths.lora_path(config.adapter.start_from))
-        start = read_start(
-            tensors, lora.aliases(model), file_alpha=config.adapter.start_alpha, metadata=metadata
-        )
-    planned(model.model.diffusion_model, config.adapter, start)
-    return start
+def _starting_lora(model: ModelPatcher, config: TrainConfig) -> StartingLora | None:
+    if not config.adapter.start_from:
+        return None
+    tensors, metadata = read_lora(paths.lora_path(config.adapter.start_from))
+    return read_start(tensors, lora.aliases(model), file_alpha=config.adapter.start_alpha, metadata=metadata)
 
 
 def _fingerprints(model: ModelPatcher, clip: CLIP, vae: VAE, config: TrainConfig) -> list[str]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .adapters.lora_file import read_lora
-from .config import ValidationConfig
-from .errors import ConfigError
-from .run_folder import RunFolder
+from ..adapters.lora_file import read_lora
+from ..config import ValidationConfig
+from ..errors import ConfigError, shortened
+from .checkpoints import loras, strangers
+from .folder import RunFolder
 from .validation import Validation
 
 NEWEST, BEST = 0, -1
@@ -31,32 +32,36 @@ def load_past_run(folder: RunFolder, step: int) -> PastRun:
 
     Raises ConfigError that names the steps there are, LoraFileError for a file that cannot be read.
     """
-    files = {int(path.stem.removeprefix("step_")): path for path in folder.loras()}
+    files = loras(folder.checkpoints)
     if not files:
         raise ConfigError(f"run {folder.path.name} has no checkpoint yet; choose another run")
-    validations = {v.step: v.loss for v in folder.validations()}
+    validations = {v.step: v.loss for v in folder.log.validations()}
     if step == NEWEST:
         step = max(files)
     elif step == BEST:
-        step = _best(folder, files)
-    there = ", ".join(map(str, sorted(files)))
+        step = _best(folder, validations, files)
+    there = ", ".join(map(str, files))
     if step not in files:
         raise ConfigError(f"run {folder.path.name} has no LoRA of step {step}; choose one of {there}")
     lora, metadata = read_lora(files[step])
-    losses = folder.losses()[:step]
+    losses = folder.log.losses(step)
     lines = [f"step {step} of run {folder.path.name}", f"steps with a LoRA: {there}"]
     if losses:
         lines.append(f"loss at this step {losses[-1]:.5f}")
     if step in validations:
         lines.append(f"held-out loss {validations[step]:.5f}")
+    if others := strangers(folder.checkpoints):
+        lines.append(f"left out, not written by a run: {shortened(others)}")
     return PastRun(step=step, lora=lora, metadata=metadata, losses=losses, summary="\n".join(lines))
 
 
-def _best(folder: RunFolder, steps: Mapping[int, object]) -> int:
-    measured = [v for v in folder.validations() if v.step in steps]
-    best = Validation(ValidationConfig(), measured, 0).best_step
-    if best is None:
+def _best(folder: RunFolder, validations: Mapping[int, float], files: Mapping[int, object]) -> int:
+    validation = Validation(ValidationConfig(), 0)
+    for step, loss in validations.items():
+        if step in files:
+            validation.add(step, loss)
+    if validation.best_step is None:
         raise ConfigError(
             f"run {folder.path.name} measured no held-out loss; choose a step (TrainPreview sets held_out)"
         )
-    return best
+    return validation.best_step

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 import torch
 
-from .config import ObjectiveConfig, ValidationConfig
-from .data.batches import CachedSample
-from .events import Validated
-from .objective import add_noise
-from .rng import stream
-from .step import Objective
-from .timesteps import sigma_from_uniform
+from ..config import ObjectiveConfig, ValidationConfig
+from ..data.batches import CachedSample
+from ..events import Validated
+from ..noise import add_noise
+from ..objective import Objective
+from ..rng import stream
+from ..timesteps import sigma_from_uniform
 
 STRATA = 8
 
@@ -49,12 +49,9 @@ def held_out_loss(objective: Objective, samples: Sequence[CachedSample], seed: i
 class Validation:
     """When the held-out loss is measured, and what its values so far decide."""
 
-    def __init__(self, config: ValidationConfig, before: Sequence[Validated], steps: int) -> None:
-        """before: the measurements of the run that is gone on with."""
+    def __init__(self, config: ValidationConfig, steps: int) -> None:
         self.config, self.steps = config, steps
         self.measured: dict[int, float] = {}
-        for one in before:
-            self.add(one.step, one.loss)
 
     def due(self, step: int) -> bool:
         """At step 0, every `every` steps and at the last one; never twice at one step."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from .buckets import bucket_size, group_by_bucket
-from .images import cover_box, open_image
-from .records import Dataset, ImageRecord
+from ..data.buckets import bucket_size, group_by_bucket
+from ..data.images import cover_box, open_image
+from ..data.records import Dataset, ImageRecord
+from .drawing import to_tensor, writer
 
 CELL = 192
 LINE = 18
@@ -19,19 +18,6 @@ GAP = 8
 COLUMNS = 6
 INK, DIM, PAPER = (235, 235, 235), (160, 160, 160), (32, 32, 32)
 MASKED_OUT = (200, 40, 40)
-
-# Found by name in the system's font folders. The basic font of Pillow has no Chinese, Japanese or Korean.
-CJK_FONTS = (
-    "NotoSansCJK-Regular.ttc",
-    "NotoSansSC-Regular.otf",
-    "SourceHanSansSC-Regular.otf",
-    "msyh.ttc",
-    "PingFang.ttc",
-    "Hiragino Sans GB.ttc",
-    "STHeiti Light.ttc",
-    "wqy-microhei.ttc",
-    "simhei.ttf",
-)
 
 
 def contact_sheet(dataset: Dataset, max_images: int = 24) -> torch.Tensor:
@@ -44,17 +30,21 @@ def contact_sheet(dataset: Dataset, max_images: int = 24) -> torch.Tensor:
     rows = math.ceil(len(shown) / columns)
     pitch = CELL + GAP, CELL + 2 * LINE + GAP
     sheet = Image.new("RGB", (columns * pitch[0] + GAP, rows * pitch[1] + LINE + 2 * GAP), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    _write(draw, (GAP, GAP), title(dataset, len(shown)), sheet.width - 2 * GAP, INK)
+    text = writer(13)
+
+    def write(at: tuple[int, int], line: str, width: int, fill: tuple[int, int, int]) -> None:
+        text.draw(sheet, at, text.cut(line, width), fill)
+
+    write((GAP, GAP), title(dataset, len(shown)), sheet.width - 2 * GAP, INK)
     for i, record in enumerate(shown):
         x = GAP + i % columns * pitch[0]
         y = 2 * GAP + LINE + i // columns * pitch[1]
         bucket = bucket_size(*record.size, resolution=dataset.resolution)
         thumb = _thumbnail(record, bucket)
         sheet.paste(thumb, (x + (CELL - thumb.width) // 2, y + (CELL - thumb.height) // 2))
-        _write(draw, (x, y + CELL), _label(record, bucket), CELL, DIM)
-        _write(draw, (x, y + CELL + LINE), record.caption or "(no caption)", CELL, INK)
-    return torch.from_numpy(np.array(sheet, dtype=np.float32) / 255.0)[None]
+        write((x, y + CELL), _label(record, bucket), CELL, DIM)
+        write((x, y + CELL + LINE), record.caption or "(no caption)", CELL, INK)
+    return to_tensor(sheet)
 
 
 def title(dataset: Dataset, shown: int | None = None) -> str:
@@ -86,29 +76,3 @@ def _thumbnail(record: ImageRecord, bucket: tuple[int, int]) -> Image.Image:
 
 def _cropped(image: Image.Image, bucket: tuple[int, int], size: tuple[int, int]) -> Image.Image:
     return image.resize(size, Image.Resampling.LANCZOS, cover_box(image.size, bucket), reducing_gap=3.0)
-
-
-def _write(
-    draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, width: int, fill: tuple[int, int, int]
-) -> None:
-    """One line, cut with an ellipsis where `width` pixels end."""
-    font = _font()
-    text = " ".join("".join(c if c.isprintable() else " " for c in text[:200]).split())
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        # Pillow without FreeType has a bitmap font that knows Latin-1 only and raises on anything else.
-        text = text.encode("latin-1", "replace").decode("latin-1")
-    line = text
-    while line and draw.textlength(line, font=font) > width:
-        text = text[:-1]
-        line = text + "..."
-    draw.text(at, line, font=font, fill=fill)
-
-
-@lru_cache(maxsize=1)
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    for name in CJK_FONTS:
-        try:
-            return ImageFont.truetype(name, 13)
-        except OSError:
-            continue
-    return ImageFont.load_default(13)

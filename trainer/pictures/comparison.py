@@ -6,13 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
 
-from .drawing import labelled_grid
-from .errors import ConfigError
+from ..errors import ConfigError
+from .drawing import to_pil, to_tensor
+from .grid import labelled_grid
 
 
 def parse_strengths(text: str) -> list[float]:
@@ -44,17 +42,11 @@ def column_title(strength: float) -> str:
     return "without LoRA" if strength == 0 else f"LoRA × {strength:g}"
 
 
-def to_pil(image: Tensor) -> Image.Image:
-    array = (image[0].float().cpu().numpy() * 255).round().clip(0, 255).astype(np.uint8)
-    return Image.fromarray(array)
-
-
 def comparison_grid(rows: Sequence[Row], strengths: Sequence[float]) -> Tensor:
     """[1, H, W, 3]: a row for each prompt and seed, a labelled column for each strength."""
     titles = [column_title(s) for s in strengths]
     captioned = [(f"seed {row.seed} · {row.prompt}", [to_pil(i) for i in row.images]) for row in rows]
-    sheet = labelled_grid(titles, captioned)
-    return torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255).unsqueeze(0)
+    return to_tensor(labelled_grid(titles, captioned))
 
 
 def report(rows: Sequence[Row], strengths: Sequence[float], settings: str) -> str:

@@ -1,37 +1,57 @@
-"""In-place operations of a traced graph, made out-of-place before autograd sees them.
+"""Less time: torch.compile, block by block.
 
 The compiler functionalises a graph only after autograd has traced it, and autograd refuses to trace a write
-over a value that it needs.
+over a value that it needs: so writes in place are taken out of the traced graph before.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-_OPERATORS = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
+from .blocks import replaced_forward
+from .in_place import TWINS
+
+
+@contextmanager
+def compiled(blocks: Sequence[nn.Module], backend: str = "inductor") -> Iterator[None]:
+    """Each block's own forward pass under `torch.compile`. To be entered before `checkpointed`.
+
+    Writes into the block's inputs go to copies of them.
+    """
+    rewriting = out_of_place_backend(backend)
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(replaced_forward(block, torch.compile(_on_copies(block), backend=rewriting)))
+        yield
+
+
+def _on_copies(block: nn.Module) -> Callable[..., Any]:
+    forward = type(block).forward
+
+    def forward_on_copies(*args: Any, **kwargs: Any) -> Any:
+        args = tuple([a.clone() if isinstance(a, Tensor) else a for a in args])
+        kwargs = {k: v.clone() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
+        return forward(block, *args, **kwargs)
+
+    return forward_on_copies
 
 
 def out_of_place_graph(graph_module: GraphModule) -> GraphModule:
     """The same graph without writes into tensors that are no views; writes into views stay."""
     graph = graph_module.graph
     for node in list(graph.nodes):
-        plain = _plain(node)
-        if plain is None:
+        twin = _twin(node)
+        if twin is None:
             continue
         x: Any = node.args[0]
         with graph.inserting_before(node):
-            value = graph.create_node(node.op, plain, node.args, node.kwargs)
+            value = graph.call_function(twin, node.args, node.kwargs)
             value = graph.call_method("type_as", (value, x))
         value.meta = dict(node.meta)
         node.replace_all_uses_with(value)
@@ -46,19 +66,15 @@ def out_of_place_graph(graph_module: GraphModule) -> GraphModule:
     return graph_module
 
 
-def _plain(node: Node) -> Any:
+def _twin(node: Node) -> Callable[..., Any] | None:
     """What computes the value that an in-place node writes; None for all other nodes."""
     x: Any = node.args[0] if node.args else None
     example: Any = x.meta.get("example_value") if isinstance(x, Node) else None
     if not isinstance(example, Tensor) or example._is_view():
         return None
     if node.op == "call_function":
-        return _OPERATORS.get(node.target)  # type: ignore[arg-type]
-    if node.op == "call_method" and isinstance(node.target, str):
-        name = node.target.removesuffix("_")
-        is_write = name != node.target and not name.endswith("_") and hasattr(torch.Tensor, name)
-        return name if is_write and name not in ("requires_grad", "detach", "resize", "copy") else None
-    return None
+        return TWINS.get(node.target)  # type: ignore[arg-type]
+    return TWINS.get(getattr(Tensor, str(node.target), None)) if node.op == "call_method" else None  # type: ignore[arg-type]
 
 
 def out_of_place_backend(backend: str) -> Callable[..., Any]:

@@ -1,18 +1,12 @@
-"""In-place writes that autograd can follow.
-
-Many of ComfyUI's blocks add their residual in place (`x += attention(norm(x))`). That overwrites values which
-autograd has saved for the backward pass: it raises, and inside a checkpointed block, whose recomputation sets
-aside detached aliases, it takes the overwritten values without a word. There are two ways round it, for the
-blocks that need one and for nothing else; values are the same bit for bit.
+"""Blocks that run without writing in place; `in_place` says when which of the two ways is used.
 
 `Rebound`: the block is given tensors whose `+=` makes a new tensor. Costs next to nothing; does for blocks
-that write by augmented assignment to their own arguments (`Family.in_place`).
+that write by augmented assignment to their own arguments.
 
 `OutOfPlace`: a mode in which every in-place operation makes a new tensor. The old one, and other views of its
 memory, stand for the new one from then on, so that every later operation of the region sees what it would
 have seen: also when a method's result is dropped (`x.addcmul_(a, b)`) or one of several names for a tensor is
-written to. It does for any block, and costs some microseconds for each call of a torch function
-(`Family.in_place_calls`, and families that nobody listed).
+written to. It does for any block, and costs some microseconds for each call of a torch function.
 """
 
 from __future__ import annotations
@@ -26,32 +20,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ModelError
-from ..modules import replaced_forward
-
-_NO_TWIN = {"as_strided", "bernoulli", "detach", "rename", "requires_grad", "resize", "resize_as"} | {
-    f"{name}{axes}"
-    for name in ("swap", "transpose", "t", "squeeze", "unsqueeze")
-    for axes in ("", "axes", "dims")
-}
-"""`x.name_()` that does something else than writing the value of `x.name()` into x."""
-
-
-def _twins() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """In-place function → the function that gives its result as a new tensor."""
-    twins: dict[Callable[..., Any], Callable[..., Any]] = {}
-    for owner in (torch.Tensor, torch, torch.nn.functional):
-        for in_place in dir(owner):
-            name = in_place.removesuffix("_")
-            public = name != in_place and name[-1:] != "_" and name[:1] != "_"
-            if public and name not in _NO_TWIN and hasattr(owner, name):
-                twins[getattr(owner, in_place)] = getattr(owner, name)
-    twins[torch.Tensor.copy_] = lambda x, source, non_blocking=False: source.to(x.device, x.dtype, copy=True)
-    twins[torch.Tensor.zero_] = torch.zeros_like
-    twins[torch.Tensor.fill_] = lambda x, value: torch.zeros_like(x) + value
-    return twins
-
-
-_TWINS = _twins()
+from .blocks import replaced_forward
+from .in_place import TWINS
 
 
 class OutOfPlace(TorchFunctionMode):
@@ -72,7 +42,7 @@ class OutOfPlace(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is torch.Tensor.__setitem__:
             return self._set_item(*args)
-        twin = _TWINS.get(func)
+        twin = TWINS.get(func)
         if twin is None and kwargs.get("inplace") is True:  # torch.nn.functional.silu(x, inplace=True)
             twin, kwargs = func, {**kwargs, "inplace": False}
         if twin is None:

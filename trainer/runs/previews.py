@@ -9,21 +9,17 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from .adapters.lora_file import read_lora
-from .config import PreviewConfig
-from .drawing import labelled_grid
-from .events import Emit, Notice, Phase, PreviewSaved
-from .files import write_image
-from .ports import Sampler
-from .run_folder import RunFolder
+from ..adapters.lora_file import read_lora
+from ..config import PreviewConfig
+from ..events import Emit, Notice, Phase, PreviewSaved
+from ..files import write_image
+from ..pictures.grid import labelled_grid
+from ..ports import Sampler
+from . import steps
+from .folder import RunFolder
 
 COLUMNS = 8
 """Steps in the overview; of more, as many are taken evenly."""
-
-
-def overview_path(folder: RunFolder) -> Path | None:
-    path = folder.path / "previews.png"
-    return path if path.exists() else None
 
 
 class Previews:
@@ -76,7 +72,11 @@ class Previews:
         self.emit(PreviewSaved(step=step, paths=tuple(paths)))
 
     def _path(self, step: int, prompt: int) -> Path:
-        return self.folder.path / "previews" / f"step_{step:06d}_{prompt + 1}.png"
+        return self._pictures / (steps.name(step) + _ending(prompt))
+
+    @property
+    def _pictures(self) -> Path:
+        return self.folder.path / "previews"
 
     def _drawn(self, step: int, sampler: Sampler) -> bool:
         return all(self._picture(step, i, sampler) is not None for i in range(len(sampler.prompts)))
@@ -91,18 +91,18 @@ class Previews:
         return None
 
     def _write_overview(self, sampler: Sampler) -> None:
-        first = sorted((self.folder.path / "previews").glob("step_*_1.png"))
-        steps = [int(path.stem.split("_")[1]) for path in first]
-        steps = [step for step in steps if step <= self.steps and self._drawn(step, sampler)]
-        if len(steps) > COLUMNS:
-            last = len(steps) - 1
-            steps = [steps[round(i * last / (COLUMNS - 1))] for i in range(COLUMNS)]
-        titles = ["without LoRA" if step == 0 else f"step {step}" for step in steps]
+        found = steps.by_step(self._pictures.iterdir(), _ending(0))
+        drawn = [step for step in found if step <= self.steps and self._drawn(step, sampler)]
+        if len(drawn) > COLUMNS:
+            last = len(drawn) - 1
+            drawn = [drawn[round(i * last / (COLUMNS - 1))] for i in range(COLUMNS)]
+        titles = ["without LoRA" if step == 0 else f"step {step}" for step in drawn]
         rows = []
         for i, prompt in enumerate(sampler.prompts):
-            pictures = [self._picture(step, i, sampler) for step in steps]
+            pictures = [self._picture(step, i, sampler) for step in drawn]
             rows.append((prompt, [p for p in pictures if p is not None]))
         write_image(self.folder.path / "previews.png", labelled_grid(titles, rows))
 
-    def overview(self) -> Path | None:
-        return overview_path(self.folder) if self.sampler is not None else None
+
+def _ending(prompt: int) -> str:
+    return f"_{prompt + 1}.png"

@@ -1,4 +1,4 @@
-"""Less memory for more time, or less time: gradient checkpointing and compilation, block by block.
+"""Less memory for more time: gradient checkpointing, block by block.
 
 A checkpointed block keeps its inputs only and runs again in the backward pass (Chen et al. 2016).
 """
@@ -13,10 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .config import TrainConfig
-from .errors import ModelError
-from .modules import replaced_forward
-from .rewrite import out_of_place_backend
+from ..errors import ModelError
+from .blocks import replaced_forward
 
 
 @contextmanager
@@ -103,42 +101,3 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
             yield v
         elif isinstance(v, (list, tuple)):
             yield from _tensors(v)
-
-
-@contextmanager
-def compiled(blocks: Sequence[nn.Module], backend: str = "inductor") -> Iterator[None]:
-    """Each block's own forward pass under `torch.compile`. To be entered before `checkpointed`.
-
-    Writes in place are taken out of the traced graph, those into the block's inputs by working on copies.
-    """
-    rewriting = out_of_place_backend(backend)
-    with ExitStack() as stack:
-        for block in blocks:
-            stack.enter_context(replaced_forward(block, torch.compile(_on_copies(block), backend=rewriting)))
-        yield
-
-
-def _on_copies(block: nn.Module) -> Callable[..., Any]:
-    forward = type(block).forward
-
-    def forward_on_copies(*args: Any, **kwargs: Any) -> Any:
-        args = tuple([a.clone() if isinstance(a, Tensor) else a for a in args])
-        kwargs = {k: v.clone() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
-        return forward(block, *args, **kwargs)
-
-    return forward_on_copies
-
-
-def out_of_memory_advice(config: TrainConfig) -> str:
-    """One sentence that names the next lever."""
-    size, accumulation = config.data.batch_size, config.optimizer.accumulation
-    if size > 1:
-        lever = (
-            f"set batch_size to {size // 2} and accumulation to {accumulation * 2} (Train Optimizer),"
-            " which learns the same"
-        )
-    elif config.memory.checkpointing != 1:
-        lever = "set checkpointing to 1 (Train Memory)"
-    else:
-        lever = f"lower the resolution in Load Dataset (it is {config.data.resolution}) or the rank"
-    return f"training ran out of memory: {lever}; the model on the canvas is unchanged"

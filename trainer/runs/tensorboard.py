@@ -12,22 +12,24 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .events import Emit, Event, Notice, PreviewSaved, StepDone, Validated
+from ..events import Emit, Event, Notice, PreviewSaved, StepDone, Validated
 
 
 class Board:
     """Scalars and previews below `<run>/tensorboard`; nothing without the library."""
 
-    def __init__(self, run: Path, step: int, emit: Emit) -> None:
-        """step: what the run has reached; later entries of an earlier process are dropped."""
+    def __init__(self, run: Path, emit: Emit) -> None:
+        self._folder, self._emit = run / "tensorboard", emit
         self._writer: Any = None
-        self._emit = emit
+
+    def open(self, step: int) -> None:
+        """step: what the run has reached; later entries of an earlier process are dropped."""
         if find_spec("tensorboard") is None:
             return
         from torch.utils.tensorboard import SummaryWriter
 
         with self._or_without():
-            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+            self._writer = SummaryWriter(str(self._folder), purge_step=step + 1 if step else None)
 
     @contextmanager
     def _or_without(self) -> Iterator[None]:

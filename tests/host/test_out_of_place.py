@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from in_graph_lora.trainer.errors import ModelError
-from in_graph_lora.trainer.host.residuals import OutOfPlace, Rebound, out_of_place
+from in_graph_lora.trainer.memory.out_of_place import OutOfPlace, Rebound, out_of_place
 
 oracle = torch.autograd.graph.allow_mutation_on_saved_tensors
 

@@ -1,0 +1,170 @@
+"""One loan of the models within a run: adapters in, trained, saved, taken out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from .adapters.lora_file import write_lora
+from .adapters.metadata import training_metadata
+from .data.batches import MicroBatch, micro_batches
+from .errors import StorageError
+from .events import CheckpointSaved, Notice, RunStarted, StepDone
+from .loop import StepResult
+from .memory.advice import explained_out_of_memory
+from .objective import Objective
+from .ports import Loan
+from .runs.checkpoints import Checkpoint, commit, prune, step_reached
+from .runs.validation import held_out_loss
+from .trained import Trained, prepared
+from .updater import Updater
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+class Leg:
+    """What the loop works on."""
+
+    def __init__(
+        self,
+        session: Session,
+        loan: Loan,
+        trained: Trained,
+        objective: Objective,
+        updater: Updater,
+        saved: Checkpoint | None,
+    ) -> None:
+        self.session, self.loan = session, loan
+        self.trained, self.objective, self.updater = trained, objective, updater
+        self.config, self.state = session.config, session.state
+        self.check_interrupt, self.ended = session.check_interrupt, session.ended
+        self.saved = saved
+        """The newest checkpoint of the run."""
+
+    @classmethod
+    @contextmanager
+    def begun(cls, session: Session, checkpoint: Checkpoint | None) -> Iterator[Leg]:
+        """Borrow the models and go on from the checkpoint; a leg that ends in order ends with one.
+
+        When the block is left by an exception or an interrupt, a checkpoint is written first.
+        """
+        config, destination = session.config, session.destination
+        names = (destination.file_names, destination.text_file_names)
+        with session.lend() as loan, prepared(loan, config, *names, session.start) as (trained, objective):
+            fp16 = loan.denoiser.half_precision == torch.float16
+            updater = Updater(trained.groups, config, session.steps, fp16=fp16)
+            leg = cls(session, loan, trained, objective, updater, checkpoint)
+            if checkpoint is None:
+                leg.announce()
+            else:
+                leg.restore(checkpoint)
+            try:
+                with explained_out_of_memory(config):
+                    yield leg
+            except BaseException as error:  # a stop is one; it goes on when the work is safe
+                leg.rescue(error)
+                raise
+            if leg.saved is None or leg.saved.step != session.state.step:
+                leg.save()
+
+    def announce(self) -> None:
+        self.session.emit(
+            RunStarted(
+                steps=self.session.steps,
+                samples=len(self.session.data.samples),
+                layers=len(self.objective.adapter.layers),
+                parameters=sum(p.numel() for p in self.updater.parameters),
+            )
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        tensors = checkpoint.tensors()
+        self.trained.load_state_dict(tensors)
+        self.updater.load_state_dict(tensors, checkpoint.numbers)
+
+    def batches(self) -> Iterator[MicroBatch]:
+        """For ever, from the first one of the next step."""
+        data, config = self.session.data, self.config
+        start = self.state.step * config.optimizer.accumulation
+        return micro_batches(data.samples, data.class_samples, config.data.batch_size, config.seed, start)
+
+    def evaluate(self) -> None:
+        """Measure the held-out loss when it is due, and keep the LoRA of a step that is the best so far."""
+        session, state, validation = self.session, self.state, self.session.validation
+        if not validation.due(state.step):
+            return
+        with self.updater.weights_to_save():
+            loss = held_out_loss(
+                self.objective,
+                session.data.validation_samples,
+                self.config.seed,
+                self.config.data.batch_size,
+            )
+            measured = validation.add(state.step, loss)
+            # A checkpoint's file stays as it is: its digest was taken.
+            checkpointed = self.saved is not None and self.saved.step == state.step
+            if measured.best and self.config.validation.keep_best and not checkpointed:
+                self._write_lora()
+        session.emit(measured)
+
+    def log(self, result: StepResult) -> None:
+        self.session.emit(
+            StepDone(
+                step=self.state.step,
+                steps=self.session.steps,
+                loss=result.loss,
+                grad_norm=result.grad_norm,
+                lr=result.lr,
+                seconds=result.seconds,
+                skipped=result.skipped,
+            )
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint of the step that is reached."""
+        with self.updater.weights_to_save():
+            self._write_lora()
+        tensors, numbers = self.updater.state_dict()
+        folder = self.session.folder.checkpoints
+        state = {**self.trained.state_dict(), **tensors}
+        self.saved = commit(folder, self.state.step, state, numbers)
+        prune(folder, self.config.save.keep)
+        self.session.emit(CheckpointSaved(step=self.state.step, path=self.saved.lora))
+
+    def rescue(self, error: BaseException) -> None:
+        """Save before an error goes on. That this fails too must not take the first error's place."""
+        step = self.state.step
+        reached = self.saved.step if self.saved else 0
+        if not self.state.whole or step <= reached or isinstance(error, StorageError):
+            return
+        try:
+            self.save()
+            self.session.draw_curve()
+        except Exception as failure:  # noqa: BLE001 - whatever it is, the first error is the one to tell
+            reached = step_reached(self.session.folder.checkpoints)
+            if reached < step:
+                message = f"step {step} could not be saved ({failure}); the newest state is of step {reached}"
+                self.session.show(Notice(message=message))
+
+    def _write_lora(self) -> None:
+        write_lora(self.trained.file_tensors(), self.session.lora_file, self._metadata())
+
+    def _metadata(self) -> dict[str, str]:
+        config, destination = self.config, self.session.destination
+        prediction = self.loan.denoiser.process.prediction
+        return training_metadata(
+            config.to_dict(),
+            base_model=destination.base_model,
+            steps=self.state.step,
+            alpha=config.adapter.scale_alpha,
+            rank=config.adapter.rank,
+            dataset_digest=destination.dataset,
+            base_hash=destination.base_hash,
+            trigger=destination.trigger,
+            tags=[s.caption for s in self.session.data.samples],
+            prediction={"eps": "epsilon"}.get(prediction, prediction),
+        )

@@ -1,0 +1,56 @@
+"""Everything that can be refused before anything is loaded, generated or encoded, in one place."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .adapters.inject import planned
+from .adapters.start import StartingLora
+from .config import TrainConfig
+from .data.records import Dataset
+from .errors import ConfigError, DatasetError, shortened
+from .loss import check_weighting
+from .noise import NoiseProcess
+from .optim import check_optimizer
+
+
+def check(
+    config: TrainConfig,
+    dataset: Dataset,
+    net: nn.Module,
+    process: NoiseProcess,
+    start: StartingLora | None = None,
+) -> None:
+    """Raises ConfigError, DatasetError, LoraFileError or ModelError for what cannot be trained.
+
+    dataset: with its held-out pictures, before class pictures are generated. net: the network without
+    adapters. process: of its noise. start: the LoRA to go on from.
+    """
+    check_optimizer(config.optimizer)
+    check_weighting(config.objective, process)
+    planned(net, config.adapter, start)
+    _check_pictures(config, dataset)
+
+
+def _check_pictures(config: TrainConfig, dataset: Dataset) -> None:
+    prior, size = config.prior, config.data.batch_size
+    if not dataset.shown:
+        raise DatasetError("the dataset has no picture to train on; load a folder with at least one")
+    class_captions = not prior.uses_pictures or prior.class_prompt.strip()
+    used = [r for r in dataset.records if r.role != "class" or not class_captions]
+    if empty := [r.path.name for r in used if not r.caption.strip()]:
+        raise DatasetError(
+            f"{len(empty)} pictures have no caption ({shortened(empty)}); write .txt files beside them"
+            " or set a template in CaptionImages"
+        )
+    if size > dataset.shown:
+        raise ConfigError(
+            f"batch_size {size} is larger than the dataset ({dataset.shown} pictures with repeats);"
+            " lower batch_size, raise repeats or add pictures"
+        )
+    generated = prior.class_images > 0 and prior.class_prompt.strip()
+    if prior.uses_pictures and not generated and all(r.role != "class" for r in dataset.records):
+        raise DatasetError(
+            "prior preservation needs class pictures; set class_folder in LoadDataset or a class_prompt"
+            " in PriorPreservation"
+        )

@@ -1,0 +1,106 @@
+"""Which layers a setting means: the choices of targets, regular expressions, and rules made of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import regex
+
+from .errors import ConfigError
+
+TARGETS = (
+    "attention",
+    "cross-attention",
+    "kv",
+    "attention+feed-forward",
+    "all linear",
+    "all linear + conv",
+)
+REGEX = "regex:"
+
+MAX_LENGTH = 1000
+MAX_SECONDS = 2.0
+
+
+class Expression:
+    """A regular expression that a shared workflow may have brought, searched in the names of layers.
+
+    One that backtracks without end would hold the whole server: `regex` gives up after MAX_SECONDS, added up
+    over all searches, and lets other threads run meanwhile. Python's `re` can do neither.
+    """
+
+    def __init__(self, text: str, field: str) -> None:
+        """field: of the settings, for messages. Raises ConfigError."""
+        self.text, self.field = text, field
+        if len(text) > MAX_LENGTH:
+            raise ConfigError(
+                f"{field}: an expression of {len(text)} characters; at most {MAX_LENGTH} are possible, so"
+                " write it shorter"
+            )
+        try:
+            self._pattern = regex.compile(text)
+        except (regex.error, RecursionError, OverflowError) as error:
+            raise ConfigError(
+                f"{field}: {text!r} is not a regular expression ({error}); correct it, for example"
+                r" attn2\.to_[kv]$"
+            ) from error
+        self._left = MAX_SECONDS
+
+    def found_in(self, name: str) -> bool:
+        started = time.perf_counter()
+        try:
+            return self._pattern.search(name, timeout=max(self._left, 1e-3), concurrent=True) is not None
+        except TimeoutError as error:
+            raise ConfigError(
+                f"{self.field}: the expression {self.text!r} takes more than {MAX_SECONDS:g} seconds; it"
+                " backtracks, so write it without nested repetitions such as (a+)+"
+            ) from error
+        finally:
+            self._left -= time.perf_counter() - started
+
+
+def check_targets(targets: str) -> None:
+    """Raise ConfigError when `targets` is no choice and no regular expression."""
+    if targets.startswith(REGEX):
+        Expression(targets.removeprefix(REGEX), "targets")
+    elif targets not in TARGETS:
+        choices = ", ".join(repr(c) for c in TARGETS)
+        raise ConfigError(f"targets is {targets!r}; choose one of {choices}, or regex:<expression>")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Lines of `regex=number`; the first one whose expression is found in a layer's name decides."""
+
+    rules: tuple[tuple[Expression, float], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str, field: str) -> Rules:
+        """Empty lines and lines that start with # are left out; anything else must be a rule."""
+        lines = [line.strip() for line in text.splitlines()]
+        return cls(tuple(_rule(line, field) for line in lines if line and not line.startswith("#")))
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        return tuple(value for _, value in self.rules)
+
+    def value(self, layer: str, default: float) -> float:
+        return next((value for expression, value in self.rules if expression.found_in(layer)), default)
+
+
+def _rule(line: str, field: str) -> tuple[Expression, float]:
+    expression, equals, number = line.rpartition("=")
+    example = r"write regex=number, for example double_blocks\.0\.=8"
+    if not equals or not expression.strip():
+        raise ConfigError(f"{field}: {line[:80]!r} is no rule; {example}")
+    try:
+        value = float(number)
+    except ValueError as error:
+        raise ConfigError(
+            f"{field}: {number.strip()!r} in {line[:80]!r} is not a number; {example}"
+        ) from error
+    if not math.isfinite(value):
+        raise ConfigError(f"{field}: {number.strip()!r} in {line[:80]!r} is not a finite number; {example}")
+    return Expression(expression.strip(), field), value

@@ -1,0 +1,39 @@
+"""What a run gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..adapters.lora_file import read_lora
+from .folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    lora: dict[str, Tensor]
+    """The file's tensors, on the CPU."""
+    path: Path
+    losses: list[float]
+    """Of each step."""
+    run: Path
+    loss_curve: Path
+    previews: Path | None
+    """The overview of all preview pictures."""
+    stopped: bool
+    """The run was told to stop before its end, and can be gone on with."""
+
+    @classmethod
+    def of(cls, folder: RunFolder, path: Path, losses: list[float], *, stopped: bool = False) -> Result:
+        """path: the LoRA in its final place."""
+        return cls(
+            lora=read_lora(path)[0],
+            path=path,
+            losses=losses,
+            run=folder.path,
+            loss_curve=folder.loss_curve,
+            previews=folder.overview,
+            stopped=stopped,
+        )
