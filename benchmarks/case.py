@@ -70,7 +70,7 @@ def _run_in_turn(trainer: Any, task: dict[str, Any], turns: Turns, i: int) -> di
     try:
         return _run(trainer, task, pause)
     finally:
-        turns.hand_on(i)
+        turns.leave(i)
 
 
 def _run(trainer: Any, task: dict[str, Any], pause: Callable[[], None]) -> dict[str, Any]:

@@ -78,6 +78,7 @@ class Turns:
 
     def __init__(self, count: int) -> None:
         self.waiting = [threading.Semaphore(0) for _ in range(count)]
+        self.left: set[int] = set()
 
     def start(self) -> None:
         self.waiting[0].release()
@@ -86,7 +87,15 @@ class Turns:
         self.waiting[i].acquire()
 
     def hand_on(self, i: int) -> None:
-        self.waiting[(i + 1) % len(self.waiting)].release()
+        count = len(self.waiting)
+        after = ((i + n) % count for n in range(1, count + 1))
+        if (following := next((j for j in after if j not in self.left), None)) is not None:
+            self.waiting[following].release()
+
+    def leave(self, i: int) -> None:
+        """Done, or failed: the others go on without it."""
+        self.left.add(i)
+        self.hand_on(i)
 
 
 @dataclass

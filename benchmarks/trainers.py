@@ -167,7 +167,12 @@ class Ours(_OnLoaded):
                 file_names=lambda layers: lora.file_names(self.patcher, layers),
             )
             data = TrainingData(samples=self.samples, class_samples=[])
-            train_lora(lend, data, config, destination, emit=emit, check_interrupt=lambda: None)
+            train_lora(
+                *(lend, data, config, destination),
+                steps=config.steps,
+                emit=emit,
+                check_interrupt=lambda: None,
+            )
         self._training = None
         return Adapted(started[0].layers, started[0].parameters)
 

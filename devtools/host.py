@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
+import os
+import shutil
 import sys
+import tempfile
+from functools import lru_cache
 from pathlib import Path
 
-from . import ROOT
+from . import ROOT, base, comfyui
+from .steps import SetupError
+
+
+@lru_cache(maxsize=1)
+def private_comfyui() -> Path:
+    """ComfyUI inside this process, on the CPU, with all its folders in a temporary base directory; that."""
+    found = os.environ.get("IGL_COMFYUI") or comfyui.find()
+    if found is None:
+        raise SetupError("ComfyUI is not here yet: start the tests with `python dev.py test`")
+    folder = Path(tempfile.mkdtemp(prefix="in-graph-lora-host-")).resolve()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    import_comfyui(Path(found), base.prepare(folder))
+    return folder
 
 
 def import_comfyui(comfyui: Path, base: Path, *, cpu: bool = True) -> None:

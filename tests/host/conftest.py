@@ -5,28 +5,17 @@ It has to happen before a test module imports anything of ComfyUI's, and so when
 
 from __future__ import annotations
 
-import atexit
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from devtools import base, comfyui, host
+from devtools import host
 
 if TYPE_CHECKING:
     from .loaded import Loaded
 
-_found = os.environ.get("IGL_COMFYUI") or comfyui.find()
-if _found is None:
-    raise pytest.UsageError("ComfyUI is not here yet: start the tests with `python dev.py test`")
-
-HOST_BASE = Path(tempfile.mkdtemp(prefix="in-graph-lora-host-")).resolve()
-atexit.register(shutil.rmtree, HOST_BASE, ignore_errors=True)
-base.prepare(HOST_BASE)
-host.import_comfyui(Path(_found), HOST_BASE)
+HOST_BASE = host.private_comfyui()
 
 
 @pytest.fixture(scope="session")

@@ -27,14 +27,14 @@ from in_graph_lora.trainer.config import (
     PriorConfig,
     TrainConfig,
 )
-from in_graph_lora.trainer.data.batches import CachedSample, same_shape_groups
+from in_graph_lora.trainer.data.batches import CachedSample, MicroBatch, same_shape_groups
 from in_graph_lora.trainer.data.cache import TrainingData
 from in_graph_lora.trainer.data.records import Dataset
 from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.errors import TrainingError
 from in_graph_lora.trainer.events import StepDone
 from in_graph_lora.trainer.host.model import borrowed
-from in_graph_lora.trainer.noise import Drawn, Objective, backward_batch
+from in_graph_lora.trainer.objective import Drawn, Objective, backward_batch
 from in_graph_lora.trainer.rng import stream
 from in_graph_lora.trainer.runs.result import Result
 
@@ -128,7 +128,11 @@ def batch_loss(
 ) -> Tensor:
     """`backward_batch`, as the loop calls it."""
     return backward_batch(
-        o, batch, class_batch, generator or draws(), scale=lambda x: x * scale, check_interrupt=lambda: None
+        o,
+        MicroBatch(batch, class_batch),
+        generator or draws(),
+        scale=lambda x: x * scale,
+        check_interrupt=lambda: None,
     )
 
 

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import shutil
 import sys
-import tempfile
 import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from devtools import base, comfyui, host
+from devtools import host
 
-_found = os.environ.get("IGL_COMFYUI") or comfyui.find()
-if _found is None:
-    raise pytest.UsageError("ComfyUI is not here yet: start the tests with `python dev.py test`")
-
-if "folder_paths" not in sys.modules:  # the host tests, in the same run, may have done it
-    _base = Path(tempfile.mkdtemp(prefix="in-graph-lora-parity-")).resolve()
-    atexit.register(shutil.rmtree, _base, ignore_errors=True)
-    base.prepare(_base)
-    host.import_comfyui(Path(_found), _base)
+host.private_comfyui()
 
 _package = types.ModuleType("parity")
 _package.__path__ = [str(Path(__file__).parent)]

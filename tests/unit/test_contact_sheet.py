@@ -3,12 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFont
+from PIL import Image
 
 from in_graph_lora.trainer.data.records import Problem
 from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.errors import DatasetError
-from in_graph_lora.trainer.pictures import contact_sheet as sheets
 from in_graph_lora.trainer.pictures.contact_sheet import contact_sheet, title
 
 
@@ -66,18 +65,6 @@ def test_the_sheet_stops_growing_at_the_limit(dataset):
     many = dataset.with_records(dataset.records * 25)
     assert contact_sheet(many, max_images=6).shape == contact_sheet(many.with_records(many.records[:6])).shape
     assert contact_sheet(many).shape[1] < 1100
-
-
-def test_chinese_captions_are_drawn_without_any_cjk_font(dataset, monkeypatch):
-    monkeypatch.setattr(sheets, "CJK_FONTS", ("no-such-font.ttf",))
-    sheets._font.cache_clear()
-    assert contact_sheet(dataset).shape[0] == 1
-    sheets._font.cache_clear()
-
-
-def test_chinese_captions_are_drawn_with_pillows_bitmap_font(dataset, monkeypatch):
-    monkeypatch.setattr(sheets, "_font", ImageFont.load_default_imagefont)
-    assert contact_sheet(dataset).shape[0] == 1
 
 
 def test_a_picture_that_is_gone_since_the_scan_is_named(dataset):

@@ -122,7 +122,9 @@ def _system_font(size: int) -> ImageFont.FreeTypeFont | None:
 
 @lru_cache(maxsize=4096)
 def _bitmap(font: ImageFont.FreeTypeFont, sign: str) -> bytes:
-    return bytes(font.getmask(sign))
+    picture = Image.new("L", (2 * int(font.size), 2 * int(font.size)))
+    ImageDraw.Draw(picture).text((0, 0), sign, fill=255, font=font)
+    return picture.tobytes()
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -113,6 +113,8 @@ def _whole(folder: Path, step: int) -> Checkpoint | None:
     if not isinstance(content, dict) or (content.get("format"), content.get("step")) != (FORMAT, step):
         return None
     lora, state, numbers = lora_path(folder, step), _state_path(folder, step), content.get("numbers")
+    if not isinstance(numbers, dict):
+        return None
     digests = {lora.name: sha256(lora), state.name: sha256(state), "numbers": _digest(numbers)}
     if content.get("sha256") != digests:
         return None
