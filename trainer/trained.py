@@ -87,8 +87,9 @@ def prepared(
                 injected(
                     text.net,
                     replace(config.adapter, targets=TEXT_TARGETS),
-                    seed=config.seed + 1,
+                    seed=config.seed,
                     compute_dtype=text.half_precision,
+                    purpose="text encoder init",
                 )
             )
             trained.add(text_adapter, text_names, optimizer.text_encoder_lr, optimizer.lora_plus_ratio)

@@ -6,7 +6,13 @@ from itertools import islice
 import pytest
 import torch
 
-from in_graph_lora.trainer.data.batches import CachedSample, batches, epoch_batches, same_shape_groups
+from in_graph_lora.trainer.data.batches import (
+    CachedSample,
+    batches,
+    epoch_batches,
+    micro_batches,
+    same_shape_groups,
+)
 
 
 def _samples(*widths: int, repeats: int = 1) -> list[CachedSample]:
@@ -60,3 +66,13 @@ def test_starting_later_continues_the_same_sequence(start):
     straight = [[s.key for s in b] for b in islice(batches(samples, 2, seed=7), start + 6)]
     resumed = [[s.key for s in b] for b in islice(batches(samples, 2, seed=7, start=start), 6)]
     assert resumed == straight[start:]
+
+
+def test_the_class_has_an_order_of_its_own_and_not_that_of_another_seed():
+    many = _samples(*[8] * 12)
+    paired = list(islice(micro_batches(many, many, 1, seed=3), 12))
+    classes = [b.class_samples[0].key for b in paired]
+    assert sorted(classes) == sorted(s.key for s in many)
+    for seed in range(20):
+        pictures = [b[0].key for b in islice(batches(many, 1, seed), 12)]
+        assert classes != pictures

@@ -130,12 +130,14 @@ def injected(
     seed: int,
     compute_dtype: torch.dtype | None = None,
     start: StartingLora | None = None,
+    purpose: str = "init",
 ) -> Iterator[Adapter]:
     """Adapters inside `net` for the length of the block; afterwards its modules are the original objects.
 
     Adapter weights are fp32. With `compute_dtype` (the half precision of the network) the adapters compute
     under autocast, and only they: the network itself runs as it always does.
     start: an existing LoRA to go on from; it decides the layers, the kind, the ranks and the alphas.
+    purpose: of the draws, one for each network of a run.
     """
     plans = planned(net, config, start)
     config = start.adapted(config) if start else config
@@ -156,7 +158,7 @@ def injected(
                     f"layer {name} ({type(originals[name]).__name__}) cannot carry an adapter of kind"
                     f" {config.kind}; choose kind lora, or other targets"
                 )
-            _prepare(layer, config, plans[name], stream(seed, f"init {name}"), compute_dtype)
+            _prepare(layer, config, plans[name], stream(seed, f"{purpose} {name}"), compute_dtype)
             _freeze(layer, rates.value(name, 1.0) == 0)
             adapter.layers[name] = layer
         if not adapter.parameters():

@@ -52,10 +52,10 @@ class MicroBatch:
 
 
 def epoch_batches(
-    samples: Sequence[CachedSample], batch_size: int, seed: int, epoch: int
+    samples: Sequence[CachedSample], batch_size: int, seed: int, epoch: int, purpose: str = "order"
 ) -> list[list[CachedSample]]:
     """The batches of one epoch. Depends on nothing but the arguments. A last short batch is topped up."""
-    g = stream(seed, "order", epoch)
+    g = stream(seed, purpose, epoch)
 
     def shuffled(items: list) -> list:
         return [items[i] for i in torch.randperm(len(items), generator=g).tolist()]
@@ -78,13 +78,13 @@ def epoch_batches(
 
 
 def batches(
-    samples: Sequence[CachedSample], batch_size: int, seed: int, start: int = 0
+    samples: Sequence[CachedSample], batch_size: int, seed: int, start: int = 0, purpose: str = "order"
 ) -> Iterator[list[CachedSample]]:
     """Batches for ever, beginning with the batch of step `start`."""
     per_epoch = -(-sum(s.repeats for s in samples) // batch_size)
     epoch, skip = divmod(start, per_epoch)
     while True:
-        yield from epoch_batches(samples, batch_size, seed, epoch)[skip:]
+        yield from epoch_batches(samples, batch_size, seed, epoch, purpose)[skip:]
         epoch, skip = epoch + 1, 0
 
 
@@ -99,7 +99,7 @@ def micro_batches(
     shown = batches(samples, batch_size, seed, start)
     kept: Iterator[list[CachedSample]] = itertools.repeat([])
     if class_samples:
-        kept = batches(class_samples, min(batch_size, len(class_samples)), seed + 1, start)
+        kept = batches(class_samples, min(batch_size, len(class_samples)), seed, start, "class order")
     return map(MicroBatch, shown, kept)
 
 
