@@ -1,8 +1,7 @@
 """The pack under a fixed name, and a real server for the tests that ask for one.
 
 The repository root stays off sys.path: its nodes/ would shadow ComfyUI's nodes.py. So the packages in it are
-registered by file: `in_graph_lora` (the pack, as ComfyUI would load it), `devtools`, `demo`, `benchmarks`
-and `miniature`.
+registered by file: `in_graph_lora` (the pack, as ComfyUI would load it) and `workbench`.
 """
 
 from __future__ import annotations
@@ -32,18 +31,18 @@ def _register(name: str, folder: Path) -> None:
     spec.loader.exec_module(module)
 
 
-sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != ROOT]
-_register("in_graph_lora", ROOT)
-_register("devtools", ROOT / "devtools")
-_register("demo", ROOT / "demo")
-_register("benchmarks", ROOT / "benchmarks")
-_register("miniature", ROOT / "miniature")
+_register("workbench", ROOT / "workbench")
 
-from demo.client import Client  # noqa: E402
-from devtools import base  # noqa: E402
-from devtools import comfyui as comfyui_tools  # noqa: E402
-from devtools import server as server_tools  # noqa: E402
-from miniature import checkpoint  # noqa: E402
+from workbench.dev.host import keep_root_off_path, register_pack  # noqa: E402
+
+keep_root_off_path()
+register_pack()
+
+from workbench.client import Client  # noqa: E402
+from workbench.dev import base  # noqa: E402
+from workbench.dev import comfyui as comfyui_tools  # noqa: E402
+from workbench.dev import server as server_tools  # noqa: E402
+from workbench.miniature import checkpoint  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -74,10 +73,11 @@ def comfyui() -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(comfyui: Path) -> Path:
     """A file in the SD1.5 format with generated weights (340 MB), kept in .cache since it takes 15 s."""
-    script = ROOT / "demo" / "checkpoint.py"
+    script = ROOT / "workbench" / "weights.py"
     path = ROOT / ".cache" / "checkpoints" / "tiny-sd15.safetensors"
     if not path.exists() or path.stat().st_mtime < script.stat().st_mtime:
-        subprocess.run([sys.executable, script, path, "--comfyui", comfyui], check=True)
+        command = [sys.executable, "-m", "workbench.weights", path, "--comfyui", comfyui]
+        subprocess.run(command, check=True, cwd=ROOT)
     return path
 
 
@@ -86,7 +86,7 @@ def miniature_checkpoint(comfyui: Path) -> Path:
     """The trained miniature base (270 MB), kept in .cache."""
     path = ROOT / ".cache" / "checkpoints" / "miniature-sd3.safetensors"
     if not checkpoint.is_current(path):
-        command = [sys.executable, "-m", "miniature.checkpoint", path, "--comfyui", comfyui]
+        command = [sys.executable, "-m", "workbench.miniature.checkpoint", path, "--comfyui", comfyui]
         subprocess.run(command, check=True, cwd=ROOT)
     return path
 

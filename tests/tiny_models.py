@@ -21,8 +21,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from devtools.comfyui import PIN
 from in_graph_lora.trainer.host.conditioning import HostTextEncoder
+from workbench.dev.comfyui import PIN
 
 from .tiny_rows import ROWS, Tiny
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devtools import host
+from workbench.dev import host
 
 if TYPE_CHECKING:
     from .loaded import Loaded

@@ -35,7 +35,7 @@ def _module(name: str, path: Path) -> Any:
 
 comfyui, base, checkpoint, pictures = map(Path, sys.argv[1:5])
 _module("tests_conftest", HERE.parent / "conftest.py")  # registers our packages
-from devtools import host  # noqa: E402
+from workbench.dev import host  # noqa: E402
 
 host.import_comfyui(comfyui, base)
 loaded_module = _module("loaded", HERE / "loaded.py")

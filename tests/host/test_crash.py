@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from devtools import base
+from workbench.dev import base
 
 from .crash import Ended, Worker, check_whole, newest_step, outcome
 from .loaded import write_pictures

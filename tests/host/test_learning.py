@@ -1,6 +1,6 @@
 """Does it learn? A small trained model, a judge that never saw it, and training that is broken on purpose.
 
-The long version is `python -m miniature.learn`.
+The long version is `python -m workbench.miniature.learn`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from in_graph_lora.trainer.config import AdapterConfig, OptimizerConfig
 from in_graph_lora.trainer.host import paths
 from in_graph_lora.trainer.noise import NoiseProcess
-from miniature import experiment, judge, sampling, subject, world
+from workbench.miniature import experiment, judge, sampling, subject, world
 
 STEPS, RATE = 220, 3e-3
 PICTURES, PROMPTS = 15, 10

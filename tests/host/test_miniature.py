@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from miniature import judge, sampling, subject, text, world
-from miniature.checkpoint import WEIGHTS
-from miniature.evaluate import shares
+from workbench.miniature import judge, sampling, subject, text, world
+from workbench.miniature.checkpoint import WEIGHTS
+from workbench.miniature.evaluate import shares
 
 MOST_STORED = 30 * 2**20
 

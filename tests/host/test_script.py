@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from devtools import comfyui
+from workbench.dev import comfyui
 
 from .loaded import write_pictures
 

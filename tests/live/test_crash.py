@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from demo.client import Client, Prompt, Result
-from devtools import base
-from devtools import server as servers
+from workbench.client import Client, Prompt, Result
+from workbench.dev import base
+from workbench.dev import server as servers
 
 STEPS = 16
 PREVIEW = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.client import Client, Prompt, PromptRejected
+from workbench.client import Client, Prompt, PromptRejected
 
 
 def coarse(picture: Image.Image) -> np.ndarray:

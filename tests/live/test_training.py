@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from demo.client import Client, Prompt, PromptRejected
+from workbench.client import Client, Prompt, PromptRejected
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from demo.client import Client
-from demo.workflow import override, to_prompt
+from workbench.client import Client
+from workbench.workflow import override, to_prompt
 
 Json = dict[str, Any]
 

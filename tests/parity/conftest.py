@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from devtools import host
+from workbench.dev import host
 
 host.private_comfyui()
 

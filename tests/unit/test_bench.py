@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.table import Row, markdown, targets
+from workbench.bench.table import Row, markdown, targets
 
 
 def result(step: float, floor: float, mib: float, samples: int = 1) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def test_targets_are_for_the_full_sd15_on_a_cpu_only() -> None:
 def test_each_trainer_runs(repo_root: Path, comfyui: Path, tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.run", "--quick", "--out", out], cwd=repo_root,
+        [sys.executable, "-m", "workbench.bench.run", "--quick", "--out", out], cwd=repo_root,
         env={**os.environ, "IGL_COMFYUI": str(comfyui)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from demo.client import Event
-from demo.photos import ENOUGH, EXIF_ORIENTATION, PHOTOS, write_photos
-from demo.run import PROGRESS, Terminal
-from demo.workflow import WorkflowError, override, to_prompt
+from workbench.client import Event
+from workbench.demo.photos import ENOUGH, EXIF_ORIENTATION, PHOTOS, write_photos
+from workbench.demo.run import PROGRESS, Terminal
+from workbench.workflow import WorkflowError, override, to_prompt
 
 INFO: dict[str, Any] = {
     "Old": {"input": {"required": {"mode": [["a", "b"]], "seed": ["INT", {"default": 0}]}}},
@@ -108,8 +108,8 @@ def test_terminal_shows_node_step_and_loss(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == "TrainLoRA        ██░░ 1/2  loss 0.2500\n"
 
 
-@pytest.mark.parametrize("module", ["demo.run", "benchmarks.run", "benchmarks.case", "miniature.learn"])
+@pytest.mark.parametrize("module", ["demo.run", "bench.run", "bench.case", "miniature.learn", "weights"])
 def test_an_import_leaves_the_module_path_alone(repo_root: Path, module: str) -> None:
-    code = f"import sys; before = list(sys.path); import {module}; assert sys.path == before"
+    code = f"import sys; before = list(sys.path); import workbench.{module}; assert sys.path == before"
     done = subprocess.run([sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from devtools import base, comfyui, environment, server, steps
-from devtools.steps import SetupError
+from workbench.dev import base, comfyui, environment, server, steps
+from workbench.dev.steps import SetupError
 
 
 def archive_of(path: Path, members: dict[str, bytes], links: dict[str, str] | None = None) -> Path:
@@ -89,13 +89,13 @@ def test_old_python_is_told_in_one_sentence(repo_root: Path) -> None:
 
 def test_dev_tools_import_only_the_standard_library(repo_root: Path) -> None:
     # host.py runs in .venv and imports ComfyUI on purpose.
-    files = [path for path in (repo_root / "devtools").glob("*.py") if path.name != "host.py"]
+    files = [path for path in (repo_root / "workbench" / "dev").glob("*.py") if path.name != "host.py"]
     for file in [repo_root / "dev.py", *files]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 names = [node.module or ""]
-            outside = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"devtools"}
+            outside = {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"workbench"}
             assert not outside, f"{file.name} imports {outside}"
 
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from miniature import figurine, learn, subject, train, world
-from miniature.evaluate import shares
-from miniature.fitting import fit, write_whole
-from miniature.judge import ANSWERS, Judge, example, opinions
-from miniature.muon import Muon
-from miniature.places import PLACES
+from workbench.miniature import figurine, learn, subject, train, world
+from workbench.miniature.evaluate import shares
+from workbench.miniature.fitting import fit, write_whole
+from workbench.miniature.judge import ANSWERS, Judge, example, opinions
+from workbench.miniature.muon import Muon
+from workbench.miniature.places import PLACES
 
 
 def test_one_seed_gives_one_picture_and_one_caption() -> None:
@@ -104,7 +104,7 @@ def test_an_interrupted_fit_ends_like_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = iter(range(10_000))
-    monkeypatch.setattr("miniature.fitting.time.monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr("workbench.miniature.fitting.time.monotonic", lambda: float(next(ticks)))
 
     def trained(folder: Path, stop_at: int | None = None) -> torch.Tensor:
         torch.manual_seed(0)
@@ -130,17 +130,17 @@ def test_an_interrupted_fit_ends_like_one_that_was_not(
 
 
 def test_the_learning_page_shows_the_measured_table(repo_root: Path) -> None:
-    measured = json.loads((repo_root / "miniature" / "learning.json").read_text(encoding="utf-8"))
+    measured = json.loads(learn.OUT.read_text(encoding="utf-8"))
     page = (repo_root / "docs" / "learning.md").read_text(encoding="utf-8")
     assert learn.table(measured) in page
     for name in measured["rows"]:
-        assert f"../miniature/learning/{name}.jpg" in page
-        assert (repo_root / "miniature" / "learning" / f"{name}.jpg").exists()
+        assert f"(learning/{name}.jpg)" in page
+        assert (repo_root / "docs" / "learning" / f"{name}.jpg").exists()
 
 
 def test_the_learning_table_was_measured_on_the_stored_weights(repo_root: Path) -> None:
-    measured = json.loads((repo_root / "miniature" / "learning.json").read_text(encoding="utf-8"))
-    assert measured["weights"] == learn.digest(repo_root / "miniature" / "weights")
+    measured = json.loads(learn.OUT.read_text(encoding="utf-8"))
+    assert measured["weights"] == learn.digest(repo_root / "workbench" / "miniature" / "weights")
 
 
 def test_a_stage_that_was_interrupted_is_not_taken_for_done(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_stage_that_was_interrupted_is_not_taken_for_done(tmp_path: Path) -> N
 def test_training_on_from_the_stored_weights_needs_more_minutes_than_they_took(
     tmp_path: Path, repo_root: Path
 ) -> None:
-    log = (repo_root / "miniature" / "base.jsonl").read_text(encoding="utf-8")
+    log = (repo_root / "workbench" / "miniature" / "base.jsonl").read_text(encoding="utf-8")
     taken = round(json.loads(log.splitlines()[-1])["seconds"] / 60)
     with pytest.raises(SystemExit, match=f"--minutes is {taken} and the stored weights took {taken} of them"):
         train.begin_with_stored(tmp_path, minutes=taken)

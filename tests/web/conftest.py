@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-    from devtools.server import Server
+    from workbench.dev.server import Server
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [

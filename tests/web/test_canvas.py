@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from demo.client import Client
-from demo.workflow import to_prompt
+from workbench.client import Client
+from workbench.workflow import to_prompt
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

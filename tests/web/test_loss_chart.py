@@ -10,7 +10,7 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-    from devtools.server import Server
+    from workbench.dev.server import Server
 
 pytestmark = pytest.mark.web
 

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import ROOT, base, comfyui, environment, server
+from .. import ROOT
+from . import base, comfyui, environment, server
 from .steps import CACHE, SetupError, full_disk_explained, only_one_setup, say
 
 
@@ -26,7 +27,7 @@ def set_up(*, dev: bool) -> tuple[Path, Path]:
 def demo(rest: Sequence[str]) -> int:
     """train a small LoRA in a real ComfyUI, end to end"""
     python, comfy = set_up(dev=False)
-    return _run([python, "-m", "demo.run", *rest], IGL_COMFYUI=str(comfy))
+    return _run([python, "-m", "workbench.demo.run", *rest], IGL_COMFYUI=str(comfy))
 
 
 def test(rest: Sequence[str]) -> int:
@@ -61,7 +62,7 @@ def lint(rest: Sequence[str]) -> int:
 def bench(rest: Sequence[str]) -> int:
     """run the benchmarks"""
     python, comfy = set_up(dev=False)
-    return _run([python, "-m", "benchmarks.run", *rest], IGL_COMFYUI=str(comfy))
+    return _run([python, "-m", "workbench.bench.run", *rest], IGL_COMFYUI=str(comfy))
 
 
 COMMANDS = {"demo": demo, "test": test, "server": serve, "lint": lint, "bench": bench}

@@ -1,6 +1,6 @@
 """One particular figurine that the base has never seen: stripes, moustache, glasses, a wizard's hat.
 
-    python -m miniature.subject FOLDER [--count 25] [--class-count 200]
+    python -m workbench.miniature.subject FOLDER [--count 25] [--class-count 200]
 
 writes FOLDER/subject and FOLDER/class, each picture with a caption beside it (00.png, 00.txt).
 """

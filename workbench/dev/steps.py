@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import ROOT
+from .. import ROOT
 
 CACHE = ROOT / ".cache"
 LOGS = CACHE / "logs"

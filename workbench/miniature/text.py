@@ -21,7 +21,7 @@ def encode(captions: Sequence[str], batch: int = 50) -> tuple[Tensor, Tensor]:
     """(contexts [N, 77, 768], pooled [N, 768]), both fp16."""
     import comfy.sd1_clip
 
-    from demo.checkpoint import clip_l
+    from ..weights import clip_l
 
     model = comfy.sd1_clip.SDClipModel(
         layer="hidden", layer_idx=-2, dtype=torch.float32, layer_norm_hidden_state=False,

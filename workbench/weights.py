@@ -4,7 +4,7 @@ It is a real file of a real format, that ComfyUI's CheckpointLoaderSimple reads,
 benchmarks need no download. It knows no pictures: the UNet and the text encoder are random. Only the
 autoencoder does its work, because latents that resemble the picture make a better test than noise.
 
-    python demo/checkpoint.py OUT.safetensors --comfyui FOLDER [--seed N] [--full]
+    python -m workbench.weights OUT.safetensors --comfyui FOLDER [--seed N] [--full]
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .dev.host import import_comfyui
 
 if TYPE_CHECKING:
     import numpy as np
@@ -182,10 +183,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--full", action="store_true", help="860 M parameters instead of 44 M")
     args = parser.parse_args()
-    sys.path[0] = str(args.comfyui)  # in place of demo/
-    from comfy.cli_args import args as comfy_args
-
-    comfy_args.cpu = True
+    import_comfyui(args.comfyui.resolve())
     write_sd15_checkpoint(args.out, args.seed, tiny=not args.full)
 
 

@@ -1,6 +1,6 @@
 """Makes the base model again, from nothing to the stored weights, in some hours on two cores.
 
-    python -m miniature.train --comfyui FOLDER [--work FOLDER] [--minutes 108] [--threads 2] [--from-stored]
+    python -m workbench.miniature.train --comfyui FOLDER [--work FOLDER] [--minutes 108] [--from-stored]
 
 Every stage leaves its result in the work folder and is passed over when it is there, so the command can be
 stopped and started again at any moment. With --from-stored the stored weights are trained on unless the work
@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import ROOT
+from ..dev.host import import_comfyui
 from .checkpoint import WEIGHTS
 
 if TYPE_CHECKING:
@@ -94,23 +96,20 @@ def publish(work: Path) -> None:
         logs[name] = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     from .curve import draw_curves
 
-    draw_curves(logs).save(HERE / "curve.png", optimize=True)
+    draw_curves(logs).save(ROOT / "docs" / "learning" / "curve.png", optimize=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the miniature base model from nothing.")
     parser.add_argument("--comfyui", type=Path, required=True, help="the folder of ComfyUI")
-    parser.add_argument("--work", type=Path, default=HERE.parent / ".cache" / "miniature")
+    parser.add_argument("--work", type=Path, default=ROOT / ".cache" / "miniature")
     parser.add_argument("--minutes", type=float, default=108, help="for the network")
     parser.add_argument("--autoencoder-minutes", type=float, default=22)
     parser.add_argument("--from-stored", action="store_true", help="go on from the stored weights")
     parser.add_argument("--compile", action="store_true", help="a third faster; needs a C++ compiler")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    sys.path.insert(0, str(args.comfyui))
-    from comfy.cli_args import args as comfy_args
-
-    comfy_args.cpu = True
+    import_comfyui(args.comfyui.resolve())
     import torch
 
     torch.set_num_threads(args.threads)

@@ -2,15 +2,16 @@
 
 The weights of network and autoencoder are stored beside this file; those of CLIP-L come from a seed.
 
-    python -m miniature.checkpoint OUT.safetensors --comfyui FOLDER
+    python -m workbench.miniature.checkpoint OUT.safetensors --comfyui FOLDER
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..dev.host import import_comfyui
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,8 +25,7 @@ def write_checkpoint(path: Path, weights: Path = WEIGHTS) -> Path:
     import numpy as np
     from safetensors.numpy import load_file
 
-    from demo.checkpoint import clip_l, save_half
-
+    from ..weights import clip_l, save_half
     from .text import CLIP_SEED
 
     tensors: dict[str, np.ndarray] = {}
@@ -57,10 +57,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--comfyui", type=Path, required=True, help="the folder of ComfyUI")
     args = parser.parse_args()
-    sys.path.insert(0, str(args.comfyui))
-    from comfy.cli_args import args as comfy_args
-
-    comfy_args.cpu = True
+    import_comfyui(args.comfyui.resolve())
     write_checkpoint(args.out)
 
 

@@ -14,11 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from demo.client import Client, Event, Prompt, PromptRejected, Result
-from demo.shows import PHOTOS, SUBJECT, Show
-from demo.workflow import WorkflowError, override, to_prompt
-from devtools import ROOT, base, server
-from devtools.steps import LOGS, SetupError, say
+from .. import ROOT
+from ..client import Client, Event, Prompt, PromptRejected, Result
+from ..demo.shows import PHOTOS, SUBJECT, Show
+from ..dev import base, server
+from ..dev.steps import LOGS, SetupError, say
+from ..workflow import WorkflowError, override, to_prompt
 
 PROGRESS = "in_graph_lora.progress"
 """The event that the pack sends while it trains: node_id, step, steps, loss, lr, seconds."""

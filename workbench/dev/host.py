@@ -11,7 +11,8 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from . import ROOT, base, comfyui
+from .. import ROOT
+from . import base, comfyui
 from .steps import SetupError
 
 
@@ -27,20 +28,30 @@ def private_comfyui() -> Path:
     return folder
 
 
-def import_comfyui(comfyui: Path, base: Path, *, cpu: bool = True) -> None:
-    """Makes `import comfy`, `folder_paths` and ComfyUI's `nodes` work, with all folders under `base`.
+def keep_root_off_path(*first: Path) -> None:
+    """The pack's own folder leaves sys.path, where its nodes/ would shadow ComfyUI's nodes.py.
 
-    Has to come before the first import of anything of ComfyUI's, which reads the arguments at import. The
-    pack's own folder is taken off sys.path: its nodes/ would shadow ComfyUI's nodes.py.
+    first: what is searched before all else. The only place that edits sys.path.
     """
-    sys.path[:] = [str(comfyui), *(p for p in sys.path if Path(p or ".").resolve() != ROOT)]
+    sys.path[:] = [*map(str, first), *(p for p in sys.path if Path(p or ".").resolve() != ROOT)]
+
+
+def import_comfyui(comfyui: Path, base: Path | None = None, *, cpu: bool = True) -> None:
+    """Makes `import comfy`, `folder_paths` and ComfyUI's `nodes` work.
+
+    base: where all of ComfyUI's folders are; None means its own. Has to come before the first import of
+    anything of ComfyUI's, which reads the arguments at import.
+    """
+    keep_root_off_path(comfyui)
     from comfy.cli_args import args
 
     args.cpu = cpu
+    if base is None:
+        return
     args.base_directory = str(base)
     import folder_paths
 
-    assert Path(folder_paths.base_path) == base.resolve() or Path(folder_paths.base_path) == base, (
+    assert Path(folder_paths.base_path) in (base, base.resolve()), (
         "ComfyUI was imported before it was told its base directory"
     )
 

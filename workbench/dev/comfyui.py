@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from . import ROOT
+from .. import ROOT
 from .steps import CACHE, SetupError, full_disk_explained, run_logged, say
 
 

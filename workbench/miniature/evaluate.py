@@ -1,17 +1,18 @@
 """Does the base draw what is asked for? Captions of combinations that it never saw, judged by the classifier.
 
-python -m miniature.evaluate --comfyui FOLDER [--count 200] [--sheet sheet.png]
+python -m workbench.miniature.evaluate --comfyui FOLDER [--count 200] [--sheet sheet.png]
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..dev.host import import_comfyui
 
 if TYPE_CHECKING:
     from .judge import Labels
@@ -45,10 +46,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheet", type=Path, help="where to put the first pictures")
     args = parser.parse_args()
-    sys.path.insert(0, str(args.comfyui))
-    from comfy.cli_args import args as comfy_args
-
-    comfy_args.cpu = True
+    import_comfyui(args.comfyui.resolve())
     from . import checkpoint, judge, sampling, world
 
     asked = world.held_out_captions(args.count)
@@ -62,13 +60,13 @@ def main() -> None:
         pictures = sampling.sample(*loaded, prompts, steps=args.steps, cfg=args.cfg, seed=args.seed)
     seconds = time.monotonic() - started
     seen = judge.opinions(judge.load_judge(), pictures)
-    print(f"{len(asked)} pictures in {seconds:.0f} s, {args.steps} steps, cfg {args.cfg}")  # noqa: T201
+    print(f"{len(asked)} pictures in {seconds:.0f} s, {args.steps} steps, cfg {args.cfg}")
     for name, share in shares([scene for scene, _ in asked], seen).items():
-        print(f"{name:>18}  {share:6.1%}")  # noqa: T201
+        print(f"{name:>18}  {share:6.1%}")
     if args.sheet:
         sampling.contact_sheet(pictures[:40], 8).save(args.sheet)
         for i in range(0, 40, 8):
-            print(" | ".join(prompts[i : i + 8]))  # noqa: T201
+            print(" | ".join(prompts[i : i + 8]))
 
 
 if __name__ == "__main__":

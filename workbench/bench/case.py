@@ -13,11 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import demo  # noqa: F401  # found now, and by its submodules when the root has left sys.path
-from devtools import host
+from ..dev import host
 
 if TYPE_CHECKING:
-    from benchmarks.meter import Turns
+    from ..bench.meter import Turns
 
 
 def main() -> None:
@@ -34,9 +33,9 @@ def main() -> None:
 
 def measure(task: dict[str, Any]) -> list[dict[str, Any]]:
     """One result for each of the task's trainers; several take turns, one step each."""
-    from benchmarks.meter import Turns
-    from benchmarks.models import MODELS
-    from benchmarks.trainers import TRAINERS, Job
+    from ..bench.contenders import TRAINERS, Job
+    from ..bench.meter import Turns
+    from ..bench.models import MODELS
 
     file = MODELS[task["model"]].write(Path(task["file"]))
     trainers = []
@@ -74,7 +73,7 @@ def _run_in_turn(trainer: Any, task: dict[str, Any], turns: Turns, i: int) -> di
 
 
 def _run(trainer: Any, task: dict[str, Any], pause: Callable[[], None]) -> dict[str, Any]:
-    from benchmarks.meter import Meter
+    from ..bench.meter import Meter
 
     with Meter(trainer.net, trainer.device, trainer.forward, pause) as meter:
         adapted = trainer.train()

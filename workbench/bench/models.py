@@ -1,6 +1,6 @@
 """The networks: real sizes, generated weights, in ComfyUI's classes and in diffusers'.
 
-Imports ComfyUI, so `devtools.host.import_comfyui` has to come first.
+Imports ComfyUI, so `dev.host.import_comfyui` has to come first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from demo.checkpoint import FULL_UNET, TINY_UNET
+from ..weights import FULL_UNET, TINY_UNET
 
 PREFIX = "model.diffusion_model."
 

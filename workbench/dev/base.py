@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from . import ROOT
+from .. import ROOT
 from .steps import SetupError, say
 
 BASE = ROOT / ".base"

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.table import Row, markdown, targets
-from devtools import ROOT
+from .. import ROOT
+from ..bench.table import Row, markdown, targets
 
 EVERY_MATRIX = "regex:."
 
@@ -129,7 +129,7 @@ def run_case(rows: list[Row], entries: list[Entry], args: argparse.Namespace) ->
     }
     env = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.case", json.dumps(task)],
+        [sys.executable, "-m", "workbench.bench.case", json.dumps(task)],
         cwd=ROOT, env=env, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from . import ROOT
+from .. import ROOT
 from .steps import SetupError, full_disk_explained, run_logged, say
 
 VENV = ROOT / ".venv"

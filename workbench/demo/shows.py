@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo.photos import FOLDER, write_photos
-from demo.workflow import Json, override
-from devtools import ROOT
-from devtools.steps import SetupError, say
-from miniature.checkpoint import is_current
-from miniature.subject import CLASS_COUNT, COUNT
+from .. import ROOT
+from ..demo.photos import FOLDER, write_photos
+from ..dev.steps import SetupError, say
+from ..miniature.checkpoint import is_current
+from ..miniature.subject import CLASS_COUNT, COUNT
+from ..workflow import Json, override
 
 MINIATURE = "miniature-sd3.safetensors"
 RANDOM_SD15 = "in-graph-lora-demo-sd15.safetensors"
@@ -35,18 +35,18 @@ def _provide_miniature(comfyui: Path, base: Path) -> None:
     target = base / "models" / "checkpoints" / MINIATURE
     if not is_current(target):
         say(f"Writing the miniature base model to {target} (270 MB)")
-        _run([sys.executable, "-m", "miniature.checkpoint", target, "--comfyui", comfyui])
+        _run([sys.executable, "-m", "workbench.miniature.checkpoint", target, "--comfyui", comfyui])
     pictures = base / "input" / MINIATURE_PICTURES
     if len(list(pictures.glob("class/*.txt"))) < CLASS_COUNT:  # also after an interruption
         say(f"Drawing {COUNT} pictures of the subject and {CLASS_COUNT} of its class in {pictures}")
-        _run([sys.executable, "-m", "miniature.subject", pictures])
+        _run([sys.executable, "-m", "workbench.miniature.subject", pictures])
 
 
 def _provide_photos(comfyui: Path, base: Path) -> None:
     target = base / "models" / "checkpoints" / RANDOM_SD15
     if not target.exists():
         say(f"Writing a checkpoint with generated weights to {target} (340 MB)")
-        _run([sys.executable, ROOT / "demo" / "checkpoint.py", target, "--comfyui", comfyui])
+        _run([sys.executable, "-m", "workbench.weights", target, "--comfyui", comfyui])
     write_photos(base / "input")
 
 

@@ -1,10 +1,10 @@
 """The learning table: what is learned of the subject with few and many pictures, by us and by others.
 
-    python -m miniature.learn --comfyui FOLDER [--rows base ours-15 core-15] [--steps 300] [--count 40]
+    python -m workbench.miniature.learn --comfyui FOLDER [--rows base ours-15] [--steps 300] [--count 40]
 
-prints one row after another and writes beside this file: figures to learning.json, some pictures of each row
-to learning/. Rows that are there from the same weights and settings stay. Two to five minutes a row on two
-cores, ten or more with the text encoder.
+prints one row after another and writes figures to learning.json beside this file, some pictures of each row
+to docs/learning/. Rows that are there from the same weights and settings stay. Two to five minutes a row on
+two cores, ten or more with the text encoder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+from .. import ROOT
+
+OUT = Path(__file__).parent / "learning.json"
 RANK, BATCH = 16, 4
 RATE, CORE_RATE, TEXT_RATE, LOKR_RATE = 3e-3, 5e-4, 1e-4, 3e-2
 TARGETS = "attention+feed-forward"
@@ -145,12 +147,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--count", type=int, default=40, help="prompts of class and plain each")
     parser.add_argument("--weights", type=Path, help="folder of other weights than the stored ones")
-    parser.add_argument("--out", type=Path, default=HERE / "learning.json")
+    parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     import torch
 
-    import demo  # noqa: F401  # found now, and by its submodules when the root has left sys.path
-    from devtools import host
+    from ..dev import host
 
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as base:
@@ -165,7 +166,7 @@ def main() -> None:
         path = checkpoint.write_checkpoint(Path(base) / "base.safetensors", weights)
         settings = {"steps": args.steps, "prompts": args.count, "weights": digest(weights)}
         found = begun(args.out, settings)
-        pictures_folder = args.out.with_suffix("")
+        pictures_folder = ROOT / "docs" / "learning" if args.out == OUT else args.out.with_suffix("")
         pictures_folder.mkdir(exist_ok=True)
 
         def done(name: str, learned: Any, pictures: list[Any], seconds: float) -> None:

@@ -3,7 +3,7 @@
 It has never seen the diffusion model nor a picture made by it. Blur, noise, shifts of colour and the blocks
 of JPEG in its training are what makes it tolerate a picture that is not drawn.
 
-    python -m miniature.judge        trains it again (five minutes on one core) and prints its accuracy
+    python -m workbench.miniature.judge    trains it again (five minutes on one core) and prints its accuracy
 """
 
 from __future__ import annotations
@@ -160,4 +160,4 @@ if __name__ == "__main__":
     WEIGHTS.parent.mkdir(exist_ok=True)
     save_file(made.state_dict(), WEIGHTS)
     for wear in (False, True):
-        print("worn" if wear else "as drawn", accuracy(made, *examples(1000, 1, wear)))  # noqa: T201
+        print("worn" if wear else "as drawn", accuracy(made, *examples(1000, 1, wear)))
