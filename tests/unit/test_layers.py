@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,52 @@ def test_imports_point_from_nodes_to_trainer_to_nothing(path):
     assert not {name for name in own if name.startswith("nodes")}
     if not where.startswith("trainer/host/"):
         assert not {name for name in own if name.startswith("trainer.host")}
+
+
+def at_run_time(tree: ast.Module) -> list[ast.ImportFrom]:
+    """Relative imports outside of `if TYPE_CHECKING`."""
+    typing_only = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    nodes = (n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level)
+    return [n for n in nodes if n not in typing_only]
+
+
+def modules_behind(path: Path) -> set[Path]:
+    """The files of ours that an import of this one runs."""
+    found = set()
+    for node in at_run_time(ast.parse(path.read_text(encoding="utf-8"))):
+        folder = path.parent
+        for _ in range(node.level - 1):
+            folder = folder.parent
+        target = folder.joinpath(*(node.module or "").split("."))
+        inside = [target / f"{alias.name}.py" for alias in node.names]
+        found |= {f for f in [target.with_suffix(".py"), *inside] if f.is_file()}
+    return found
+
+
+def room(path: Path) -> str:
+    """A module of trainer/ itself, or the folder below it."""
+    first = path.relative_to(ROOT / "trainer").parts[0]
+    return first.removesuffix(".py")
+
+
+def test_no_module_and_no_room_of_the_trainer_imports_itself_by_a_detour():
+    files = [f for f in FILES if f.is_relative_to(ROOT / "trainer") and f.name != "__init__.py"]
+    modules = {f: modules_behind(f) - {f} for f in files}
+    TopologicalSorter(modules).prepare()  # raises CycleError, which names the cycle
+    rooms: dict[str, set[str]] = {}
+    for f, behind in modules.items():
+        rooms.setdefault(room(f), set()).update(room(b) for b in behind)
+    TopologicalSorter({name: behind - {name} for name, behind in rooms.items()}).prepare()
+
+
+def test_config_stands_on_words_alone():
+    behind = {f.stem for f in modules_behind(ROOT / "trainer" / "config.py")}
+    assert behind == {"errors", "rules"}
 
 
 def test_the_entry_file_imports_nothing_at_module_level_but_the_standard_library():
