@@ -25,8 +25,18 @@ def host_base() -> Path:
 
 
 @pytest.fixture(scope="session")
-def loaded(tiny_checkpoint: Path) -> Loaded:
-    """Model, CLIP and VAE of the generated checkpoint. Every test leaves them as it found them."""
+def _loaded(tiny_checkpoint: Path) -> Loaded:
     from .loaded import load
 
     return load(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def loaded(_loaded: Loaded) -> Loaded:
+    """Model, CLIP and VAE of the generated checkpoint, without a LoRA that sampling has left in them."""
+    import comfy.model_management as mm
+    import torch
+
+    with torch.inference_mode():
+        mm.load_models_gpu([_loaded.model, _loaded.clip.patcher])
+    return _loaded

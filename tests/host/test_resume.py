@@ -23,7 +23,7 @@ from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.events import Notice, StepDone
 from in_graph_lora.trainer.host import paths
 from in_graph_lora.trainer.host.training import train_on_loaded
-from in_graph_lora.trainer.runs import folder as run_folder
+from in_graph_lora.trainer.runs import finding
 
 from .loaded import Loaded, write_pictures
 
@@ -272,7 +272,7 @@ def test_patches_clip_skip_and_sampling_of_the_model_start_a_new_run(loaded, pic
 
 def test_another_version_of_the_mathematics_starts_a_new_run(loaded, pictures, output, monkeypatch):
     run(loaded, pictures, steps=1)
-    monkeypatch.setattr(run_folder, "MATHEMATICS", run_folder.MATHEMATICS + 1)
+    monkeypatch.setattr(finding, "MATHEMATICS", finding.MATHEMATICS + 1)
     _, steps = run(loaded, pictures, steps=1)
     assert steps == [1]
 

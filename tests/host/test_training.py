@@ -18,7 +18,7 @@ from in_graph_lora.trainer.adapters.inject import injected
 from in_graph_lora.trainer.config import AdapterConfig, OptimizerConfig, TrainConfig
 from in_graph_lora.trainer.errors import ConfigError, DatasetError, ModelError, TrainerError
 from in_graph_lora.trainer.host.encode import HostLatentEncoder
-from in_graph_lora.trainer.host.identity import fingerprint
+from in_graph_lora.trainer.host.identity import model_fingerprint
 from in_graph_lora.trainer.host.lora import apply_lora
 from in_graph_lora.trainer.host.model import borrowed, trainable_view
 from in_graph_lora.trainer.host.sample import SampleSettings, encode_prompt, sample_image
@@ -117,11 +117,11 @@ def test_an_untrained_adapter_leaves_the_output_bitwise_unchanged(loaded):
 def test_a_model_is_known_by_its_own_weights_also_while_a_lora_is_patched_into_them(loaded, trained):
     result, _, _ = trained
     picture(loaded)
-    before = fingerprint(loaded.model)
+    before = model_fingerprint(loaded.model)
     patched, _ = apply_lora(loaded.model, None, result.lora, 1.0, 1.0)
-    assert fingerprint(patched) != before
+    assert model_fingerprint(patched) != before
     picture(loaded, patched)
-    assert fingerprint(loaded.model) == before
+    assert model_fingerprint(loaded.model) == before
 
 
 def test_staged_weights_are_on_the_device_for_the_loan_only():
@@ -251,6 +251,9 @@ def test_a_vae_of_another_family_is_refused(loaded):
 
 def test_a_clip_of_another_family_is_refused(loaded, pictures, tmp_path):
     class Wide:
+        patcher, layer_idx = loaded.clip.patcher, None
+        tokenizer, tokenizer_options, use_clip_schedule = None, None, False
+
         def tokenize(self, text):
             return text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -14,7 +15,6 @@ from ..events import Emit, Notice, Phase
 from ..files import write_image
 from ..pictures.drawing import to_pil
 from . import paths
-from .identity import fingerprint
 from .progress import check_interrupt
 from .sample import SampleSettings, encode_prompt, sample_image
 
@@ -24,14 +24,20 @@ if TYPE_CHECKING:
 
 
 def with_class_images(
-    dataset: Dataset, prior: PriorConfig, model: ModelPatcher, clip: CLIP, vae: VAE, emit: Emit
+    dataset: Dataset,
+    prior: PriorConfig,
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    models: Sequence[str],
+    emit: Emit,
 ) -> Dataset:
     """The dataset with at least `prior.class_images` pictures of the class, if there is a class prompt.
 
     Class pictures without a caption get the class prompt.
 
-    Generated pictures are kept below output/in-graph-lora/class-images and used again for the same model,
-    prompt and size. Must run outside a loan of the model.
+    Generated pictures are kept below output/in-graph-lora/class-images and used again for the same models,
+    prompt and size. models: their fingerprints. Must run outside a loan of the model.
     """
     dataset = dataset.with_records(
         r.with_caption(prior.class_prompt) if r.role == "class" and not r.caption.strip() else r
@@ -49,7 +55,7 @@ def with_class_images(
         width=dataset.resolution,
         height=dataset.resolution,
     )
-    key = hashlib.sha256(f"{fingerprint(model)}|{prior.class_prompt}|{settings}".encode()).hexdigest()
+    key = hashlib.sha256(f"{models}|{prior.class_prompt}|{settings}".encode()).hexdigest()
     folder = paths.output_directory() / "in-graph-lora" / "class-images" / key[:16]
     positive, negative = encode_prompt(clip, prior.class_prompt), encode_prompt(clip, "")
     made, records = 0, []

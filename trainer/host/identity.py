@@ -1,39 +1,77 @@
-"""Which model this is, by its content."""
+"""Which model, text encoder and VAE these are: by all that decides what they compute."""
 
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-import torch
+from .digest import digest
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
+    from comfy.sd import CLIP, VAE
 
-_SAMPLES = 64
+_SAMPLING_ONLY = (
+    "sampler_cfg_function",
+    "sampler_pre_cfg_function",
+    "sampler_post_cfg_function",
+    "sampler_calc_cond_batch_function",
+    "disable_cfg1_optimization",
+    "denoise_mask_function",
+)
+"""Of `model_options`: what is done with the network's output when a picture is sampled."""
+
+_NETWORK_WRAPPERS = ("apply_model", "diffusion_model")
+"""Of all places where a wrapper can sit: those around the network; the others are around the sampler."""
+
+Fingerprint = tuple[str, list[str]]
+"""(sha256 in hex, what could not be digested: with anything in there, no two are known to be the same)"""
 
 
-def fingerprint(patcher: ModelPatcher) -> str:
-    """sha256, hex: names, shapes, dtypes and 64 evenly spaced values of each weight, and the patches on it.
+def model_fingerprint(patcher: ModelPatcher) -> Fingerprint:
+    """Weights, and the patches, objects, wrappers and hooks that nodes have put on them.
 
-    Reading a whole checkpoint would take as long as loading it; two checkpoints of one family differ in
-    almost every value.
+    Not the objects themselves: the same file loaded again, or the same node run again, gives the same.
     """
-    h = hashlib.sha256()
-    with torch.no_grad():
-        for name, tensor in sorted(patcher.model.state_dict().items()):
-            # A clone with a LoRA that was sampled with leaves its patched weights in the shared model.
-            tensor = patcher.backup[name].weight if name in patcher.backup else tensor
-            h.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            flat = tensor.reshape(-1)
-            if flat.numel():
-                step = max(1, flat.numel() // _SAMPLES)
-                h.update(flat[::step][:_SAMPLES].double().cpu().numpy().tobytes())
-        for key in sorted(patcher.patches):
-            h.update(key.encode())
-            for strength, patch, *_ in patcher.patches[key]:
-                h.update(str(strength).encode())
-                for weight in getattr(patch, "weights", patch if isinstance(patch, tuple) else ()) or ():
-                    if isinstance(weight, torch.Tensor):
-                        h.update(weight.reshape(-1)[:_SAMPLES].double().cpu().numpy().tobytes())
-    return h.hexdigest()
+    options = {k: v for k, v in patcher.model_options.items() if k not in _SAMPLING_ONLY}
+    transformer = dict(options.pop("transformer_options", {}))
+    wrappers = [_around_network(w) for w in (patcher.wrappers, transformer.pop("wrappers", {}))]
+    return digest(
+        type(patcher.model),
+        _weights(patcher),
+        patcher.patches,
+        patcher.object_patches,
+        patcher.weight_wrapper_patches,
+        options,
+        transformer,
+        wrappers,
+        patcher.injections,
+        patcher.hook_patches,
+        patcher.forced_hooks,
+        patcher.attachments,
+        {name: [model_fingerprint(p) for p in more] for name, more in patcher.additional_models.items()},
+    )
+
+
+def clip_fingerprint(clip: CLIP) -> Fingerprint:
+    own, unknown = model_fingerprint(clip.patcher)
+    more, unknown_too = digest(
+        own, type(clip.tokenizer), clip.layer_idx, clip.tokenizer_options, clip.use_clip_schedule
+    )
+    return more, unknown + unknown_too
+
+
+def vae_fingerprint(vae: VAE) -> Fingerprint:
+    own, unknown = model_fingerprint(vae.patcher)
+    more, unknown_too = digest(own, vae.vae_dtype, vae.latent_channels)
+    return more, unknown + unknown_too
+
+
+def _around_network(wrappers: Mapping[str, Any]) -> dict[str, Any]:
+    return {place: wrappers[place] for place in _NETWORK_WRAPPERS if wrappers.get(place)}
+
+
+def _weights(patcher: ModelPatcher) -> Mapping[str, Any]:
+    """The model's own: a clone with a LoRA leaves its patched ones in the shared model after sampling."""
+    weights = patcher.model.state_dict()
+    return weights | {name: kept.weight for name, kept in patcher.backup.items() if name in weights}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from ..adapters.start import StartingLora
 from ..config import TrainConfig
 from ..data.cache import SampleCache
 from ..data.records import Dataset
+from ..errors import shortened
 from ..events import Emit, Notice
 from ..families import UNLISTED
 from ..files import sha256
@@ -27,7 +29,7 @@ from . import lora, paths
 from .class_images import with_class_images
 from .conditioning import HostTextEncoder
 from .encode import HostLatentEncoder, pixel_step
-from .identity import fingerprint
+from .identity import clip_fingerprint, model_fingerprint, vae_fingerprint
 from .model import borrowed, model_family
 from .noise import noise_process
 from .progress import check_interrupt
@@ -70,8 +72,8 @@ def train_on_loaded(
                 message=f"{name} is no family that we have tested; training by what the model says of itself"
             )
         )
-    dataset = with_class_images(dataset, config.prior, model, clip, vae, emit)
-    prints = _fingerprints(model, clip, vae, config)
+    prints = _fingerprints(model, clip, vae, config, emit)
+    dataset = with_class_images(dataset, config.prior, model, clip, vae, prints, emit)
     digest, loras, runs = dataset.digest, paths.lora_directory(), paths.runs_directory(config.name)
     key = run_key(config, digest, prints)
     folder = None if new_run else find_run(runs, key, config, digest, steps, emit)
@@ -135,14 +137,28 @@ def _starting_lora(model: ModelPatcher, config: TrainConfig) -> StartingLora | N
     return read_start(tensors, lora.aliases(model), file_alpha=config.adapter.start_alpha, metadata=metadata)
 
 
-def _fingerprints(model: ModelPatcher, clip: CLIP, vae: VAE, config: TrainConfig) -> list[str]:
-    """Everything outside the config that decides the weights; the model's own comes first."""
+def _fingerprints(
+    model: ModelPatcher, clip: CLIP, vae: VAE, config: TrainConfig, emit: Emit
+) -> tuple[str, ...]:
+    """Everything outside the config that decides the weights; the model's own comes first.
+
+    Where something cannot be told, this run is taken for no other, and that is said.
+    """
+    found = [model_fingerprint(model), clip_fingerprint(clip), vae_fingerprint(vae)]
+    prints = [own for own, _ in found]
+    if unknown := [what for _, more in found for what in more]:
+        prints.append(uuid.uuid4().hex)
+        emit(
+            Notice(
+                message="an earlier run of this graph cannot be recognised, and this one neither later: it is"
+                f" not known what {shortened(unknown)} on the model does"
+            )
+        )
     process = noise_process(model.get_model_object("model_sampling"))
-    prints = [fingerprint(m) for m in (model, clip.patcher, vae.patcher)]
-    prints.append(f"{process.prediction} {process.shift} {process.sigmas.sum()} {clip.layer_idx}")
+    prints.append(f"{process.prediction} {process.shift} {process.sigmas.sum()}")
     if config.adapter.start_from:
         prints.append(sha256(paths.lora_path(config.adapter.start_from)))
-    return prints
+    return tuple(prints)
 
 
 def _make_room(model: ModelPatcher, clip: CLIP | None) -> None:

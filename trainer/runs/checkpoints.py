@@ -83,14 +83,18 @@ def commit(folder: Path, step: int, tensors: Mapping[str, Tensor], numbers: Mapp
     """Write the state of a step whose LoRA is already there; the JSON file makes the checkpoint count."""
     lora, state = lora_path(folder, step), _state_path(folder, step)
     write_whole(state, save(dict(tensors)))
-    content = {"format": FORMAT, "step": step, "numbers": dict(numbers)}
-    digests = {lora.name: sha256(lora), state.name: sha256(state), "numbers": _digest(content["numbers"])}
-    write_json(_index_path(folder, step), {**content, "sha256": digests})
+    write_json(_index_path(folder, step), {**_vouched(lora, state, dict(numbers)), "step": step})
     return Checkpoint(step=step, lora=lora, state=state, numbers=numbers)
 
 
-def _digest(numbers: Any) -> str:
-    return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
+def _vouched(lora: Path, state: Path, numbers: dict[str, Any]) -> dict[str, Any]:
+    """What the index says of the other files and of its own numbers."""
+    return {
+        "format": FORMAT,
+        "numbers": numbers,
+        "numbers_sha256": hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest(),
+        "sha256": {path.name: sha256(path) for path in (lora, state)},
+    }
 
 
 def step_reached(folder: Path) -> int:
@@ -110,13 +114,11 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[int]]:
 
 def _whole(folder: Path, step: int) -> Checkpoint | None:
     content = read_json(_index_path(folder, step))
-    if not isinstance(content, dict) or (content.get("format"), content.get("step")) != (FORMAT, step):
-        return None
-    lora, state, numbers = lora_path(folder, step), _state_path(folder, step), content.get("numbers")
+    numbers = content.get("numbers") if isinstance(content, dict) else None
     if not isinstance(numbers, dict):
         return None
-    digests = {lora.name: sha256(lora), state.name: sha256(state), "numbers": _digest(numbers)}
-    if content.get("sha256") != digests:
+    lora, state = lora_path(folder, step), _state_path(folder, step)
+    if content != {**_vouched(lora, state, numbers), "step": step}:
         return None
     return Checkpoint(step=step, lora=lora, state=state, numbers=numbers)
 
