@@ -24,6 +24,9 @@ _SAMPLING_ONLY = (
 _NETWORK_WRAPPERS = ("apply_model", "diffusion_model")
 """Of all places where a wrapper can sit: those around the network; the others are around the sampler."""
 
+_OFTEN_MISSING = ("text_projection.weight",)
+"""ComfyUI leaves what a file lacks as it finds the memory; files of SD 1.5 have no projection, nor use it."""
+
 Fingerprint = tuple[str, list[str]]
 """(sha256 in hex, what could not be digested: with anything in there, no two are known to be the same)"""
 
@@ -74,4 +77,5 @@ def _around_network(wrappers: Mapping[str, Any]) -> dict[str, Any]:
 def _weights(patcher: ModelPatcher) -> Mapping[str, Any]:
     """The model's own: a clone with a LoRA leaves its patched ones in the shared model after sampling."""
     weights = patcher.model.state_dict()
-    return weights | {name: kept.weight for name, kept in patcher.backup.items() if name in weights}
+    weights |= {name: kept.weight for name, kept in patcher.backup.items() if name in weights}
+    return {name: weight for name, weight in weights.items() if not name.endswith(_OFTEN_MISSING)}
