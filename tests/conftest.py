@@ -18,6 +18,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Read when torch is imported, here and in servers. The networks are too small for more threads, tests run in
+# a process a core, and sums have one order.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def _register(name: str, folder: Path) -> None:
     """`import name` from now on means the package in `folder`."""

@@ -40,3 +40,16 @@ def loaded(_loaded: Loaded) -> Loaded:
     with torch.inference_mode():
         mm.load_models_gpu([_loaded.model, _loaded.clip.patcher])
     return _loaded
+
+
+@pytest.fixture
+def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """ComfyUI's output folder, empty; the LoRAs in it are listed."""
+    import folder_paths
+
+    from in_graph_lora.trainer.host import paths
+
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    folder_paths.add_model_folder_path("loras", str(paths.lora_directory()))
+    paths.lora_directory().mkdir(parents=True)
+    return tmp_path

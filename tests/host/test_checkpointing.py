@@ -29,11 +29,8 @@ def case(name: str) -> Case:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the networks are too small for more
+def _models_go() -> Iterator[None]:
     yield
-    torch.set_num_threads(threads)
     case.cache_clear()
 
 

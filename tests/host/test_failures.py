@@ -24,16 +24,12 @@ from in_graph_lora.trainer.host.training import train_on_loaded
 
 from .loaded import Loaded, weight_hash, write_pictures
 
+pytestmark = pytest.mark.usefixtures("output")
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("pictures"), [(64, 64)] * 2)
-
-
-@pytest.fixture(autouse=True)
-def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
-    return tmp_path
 
 
 def run(loaded: Loaded, pictures: Path, on_event=lambda event: None, *, new_run: bool = False, **more):

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,14 +82,6 @@ CASES |= {
     f"sd15-{kind}": GoldenCase("sd15", {"optimizer": _RATE, "adapter": AdapterConfig(kind=kind, rank=4)})
     for kind in _KINDS
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def machine() -> dict[str, str]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import comfy.lora
-import folder_paths
 import pytest
 import torch
 from safetensors import safe_open
@@ -29,20 +28,14 @@ from in_graph_lora.trainer.host.training import train_on_loaded
 
 from .loaded import Loaded, identities, weight_hash, write_pictures
 
+pytestmark = pytest.mark.usefixtures("output")
+
 FAST = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, schedule="constant")
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("pictures"), [(64, 64), (64, 64), (128, 32)])
-
-
-@pytest.fixture(autouse=True)
-def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
-    folder_paths.add_model_folder_path("loras", str(paths.lora_directory()))
-    paths.lora_directory().mkdir(parents=True)
-    return tmp_path
 
 
 def run(loaded: Loaded, pictures: Path, emit=lambda event: None, *, new_run: bool = True, **sections):

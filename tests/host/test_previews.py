@@ -32,6 +32,8 @@ from in_graph_lora.trainer.pictures.comparison import to_pil
 
 from .loaded import Loaded, weight_hash, write_pictures
 
+pytestmark = pytest.mark.usefixtures("output")
+
 PREVIEW = PreviewConfig(prompts=("a cat", "a dog"), every=2, steps=2, cfg=2.0, seed=7)
 VALIDATION = ValidationConfig(held_out=1, every=2)
 
@@ -39,13 +41,6 @@ VALIDATION = ValidationConfig(held_out=1, every=2)
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("pictures"), [(64, 64)] * 4)
-
-
-@pytest.fixture(autouse=True)
-def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
-    paths.lora_directory().mkdir(parents=True)
-    return tmp_path
 
 
 class Stop(BaseException):

@@ -38,12 +38,10 @@ def test(rest: Sequence[str]) -> int:
     python, comfy = set_up(dev=True)
     arguments = ["-m", "not slow"] if "--quick" in rest else []
     arguments += [argument for argument in rest if argument != "--quick"]
-    env = {"IGL_COMFYUI": str(comfy)}
     if not any(Path(argument.partition("::")[0]).exists() for argument in rest):  # the whole suite
-        # A process a core, each with one thread: the networks are too small for more to help.
-        arguments = ["-n", str(min(os.cpu_count() or 1, MOST_WORKERS)), "--dist", "loadfile", *arguments]
-        env["OMP_NUM_THREADS"] = "1"
-    return _run([python, "-m", "pytest", *arguments], **env)
+        workers = min(os.cpu_count() or 1, MOST_WORKERS)
+        arguments = ["-n", str(workers), "--dist", "loadfile", *arguments]
+    return _run([python, "-m", "pytest", *arguments], IGL_COMFYUI=str(comfy))
 
 
 def serve(rest: Sequence[str]) -> int:
