@@ -12,6 +12,7 @@ from ..trainer.host.compare import sample_rows
 from ..trainer.host.progress import NodeProgress
 from ..trainer.host.sample import SAMPLERS, SCHEDULERS, SampleSettings
 from ..trainer.pictures.comparison import comparison_grid, parse_strengths, report
+from ..trainer.text import garbled, readable
 from .sockets import CATEGORY, LoraModel
 
 
@@ -91,6 +92,8 @@ class CompareBaseline(io.ComfyNode):
         strengths: str,
     ) -> io.NodeOutput:
         columns = parse_strengths(strengths)
+        prompts, negative = readable(prompts), readable(negative)
+        odd = garbled([("prompts", prompts), ("negative", negative)])
         lines = [line.strip() for line in prompts.splitlines() if line.strip()]
         if not lines:
             raise ConfigError("prompts is empty; write at least one line")
@@ -110,5 +113,5 @@ class CompareBaseline(io.ComfyNode):
             torch.cat([row.images[0] for row in rows]),
             torch.cat([row.images[-1] for row in rows]),
             text,
-            ui={"text": [text]},
+            ui={"text": [odd, text] if odd else [text]},
         )

@@ -14,6 +14,7 @@ from ..trainer.errors import DatasetError
 from ..trainer.host.paths import input_directory, temp_directory
 from ..trainer.host.progress import NodeProgress
 from ..trainer.pictures.contact_sheet import contact_sheet, title
+from ..trainer.text import garbled
 from .sockets import CATEGORY, TrainDataset
 
 if TYPE_CHECKING:
@@ -158,12 +159,14 @@ def resolve_folder(folder: str) -> Path:
 
 
 def summary(dataset: Dataset) -> str:
-    """The counts, then a line for each problem."""
+    """The counts, then a line for each problem and for what is odd about the captions."""
     lines = [title(dataset), *(f"skipped: {p}" for p in dataset.problems[:MAX_PROBLEMS_SHOWN])]
     if (more := len(dataset.problems) - MAX_PROBLEMS_SHOWN) > 0:
         lines.append(f"and {more} more")
     if blank := sum(not r.caption for r in dataset.records):
         lines.append(f"{blank} without a caption; add Caption Images or .txt files")
+    if odd := garbled(dataset.texts):
+        lines.append(odd)
     return "\n".join(lines)
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from .errors import ConfigError
 from .rules import Rules, check_targets
+from .text import readable
 
 # Windows' reserved characters too: a run's folder may be synced or shared.
-_BAD_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+_BAD_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f\ud800-\udfff]')
 
 
 def _check(ok: bool, message: str) -> None:
@@ -190,6 +191,7 @@ class PriorConfig:
     cfg: float = 7.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "class_prompt", readable(self.class_prompt))
         _check_choice("method", self.method, PRIOR_METHODS)
         _check(self.weight >= 0, f"weight is {self.weight}; choose 0 or more (1 is usual)")
         _check(0 <= self.class_images <= 10_000, f"class_images is {self.class_images}; choose 0 to 10000")
@@ -313,6 +315,8 @@ class PreviewConfig:
     height: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "prompts", tuple(readable(p) for p in self.prompts))
+        object.__setattr__(self, "negative", readable(self.negative))
         _check(self.every >= 1, f"every is {self.every}; choose 1 or more steps between previews")
         _check(1 <= self.steps <= 1000, f"sampling steps is {self.steps}; choose 1 to 1000 (20 is usual)")
         _check(0 <= self.cfg <= 100, f"cfg is {self.cfg}; choose 0 to 100")

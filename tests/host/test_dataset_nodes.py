@@ -174,6 +174,21 @@ def test_a_batch_with_alpha_and_one_caption_for_all(comfy):
     assert [r.caption for r in dataset.records] == ["a photo"] * 3
 
 
+def test_captions_with_what_is_no_character_are_named_on_both_nodes(comfy):
+    prompt = {
+        "0": {"class_type": "TestPictures", "inputs": {}},
+        "1": load(images=["0", 1], captions="a \ud83d toy\na toy\na toy"),
+        "2": caption(["1", 0], template="{trigger}, {caption}", trigger="\ud83d", on_existing="overwrite"),
+        "3": sink(["2", 0]),
+    }
+    _, shown = comfy(prompt)
+    [(dataset, _)] = Sink.got
+    assert [r.caption for r in dataset.records] == ["�, a � toy", "�, a toy", "�, a toy"]
+    (name, *_) = [r.name for r in dataset.records]
+    assert f"� replaces what is no character in caption of {name};" in shown["1"]["text"][0]
+    assert f"� replaces what is no character in trigger, caption of {name}" in shown["2"]["text"][0]
+
+
 def test_folder_images_and_class_folder_are_joined_in_this_order(comfy, folder, tmp_path_factory):
     classes = tmp_path_factory.mktemp("class")
     Image.new("RGB", (64, 64)).save(classes / "any.png")

@@ -68,7 +68,7 @@ class SampleCache:
         latent = self.latents.encode(fit(open_image(record.path), size))
         if not latent.isfinite().all():
             raise DatasetError(
-                f"{record.path.name}: the VAE gives NaN or infinite latents; run the VAE in fp32"
+                f"{record.name}: the VAE gives NaN or infinite latents; run the VAE in fp32"
                 " (start ComfyUI with --fp32-vae) or use a VAE that is safe in fp16"
             )
         if record.mask is None:

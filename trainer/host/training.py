@@ -21,7 +21,7 @@ from ..events import Emit, Notice
 from ..families import UNLISTED
 from ..files import sha256
 from ..ports import Loan
-from ..preflight import check
+from ..preflight import check, remarks
 from ..runs.finding import find_run, finished, run_key
 from ..runs.result import Result
 from ..session import Destination, train_lora
@@ -64,6 +64,8 @@ def train_on_loaded(
     start = _starting_lora(model, config)
     process = noise_process(model.get_model_object("model_sampling"))
     check(config, dataset, model.model.diffusion_model, process, start)
+    for remark in remarks(config, dataset):
+        emit(Notice(message=remark))
     steps = config.total_steps(dataset.shown)
     if model_family(model) is UNLISTED:
         name = type(model.model).__name__
