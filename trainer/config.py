@@ -119,6 +119,7 @@ HUBER_SCHEDULES = ("constant", "exponential", "snr")
 PRIOR_METHODS = ("none", "class_images", "class_images_base_target", "output_preservation")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule_free_adamw")
 SCHEDULES = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
+CAPTION_SYNTAXES = ("text", "comfyui")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 
@@ -261,8 +262,11 @@ class OptimizerConfig:
 class DataConfig:
     batch_size: int = 1
     resolution: int = 512
+    caption_syntax: str = "text"
+    """text: a caption means its letters; comfyui: `(word:1.3)` and `embedding:name` as in CLIPTextEncode."""
 
     def __post_init__(self) -> None:
+        _check_choice("caption_syntax", self.caption_syntax, CAPTION_SYNTAXES)
         _check(1 <= self.batch_size <= 1024, f"batch_size is {self.batch_size}; choose 1 to 1024")
 
 

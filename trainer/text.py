@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from .errors import shortened
 
 REPLACEMENT = "\ufffd"
+
+_PROMPT_SYNTAX = re.compile(r"[()]|embedding:")
 
 
 def readable(text: str) -> str:
@@ -25,3 +28,8 @@ def garbled(texts: Iterable[tuple[str, str]]) -> str | None:
         return None
     where = shortened(names)
     return f"{REPLACEMENT} replaces what is no character in {where}; type it again, or save it as UTF-8"
+
+
+def has_prompt_syntax(text: str) -> bool:
+    """Whether CLIPTextEncode sees more in it than letters: weights, escaped brackets, embeddings."""
+    return bool(_PROMPT_SYNTAX.search(text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from in_graph_lora.trainer.config import (
 from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.events import Notice
 from in_graph_lora.trainer.host import paths
+from in_graph_lora.trainer.host.conditioning import HostTextEncoder
+from in_graph_lora.trainer.host.sample import encode_prompt
+from in_graph_lora.trainer.host.text_model import borrowed_clip
 from in_graph_lora.trainer.host.training import train_on_loaded
 
 from .loaded import Loaded, write_pictures
@@ -86,3 +90,48 @@ def test_texts_with_what_is_no_character_are_trained_drawn_and_saved_and_the_use
         metadata = file.metadata()
     assert metadata["modelspec.trigger_phrase"] == "oh�wx"
     assert "a \\ufffd toy" in metadata["ss_tag_frequency"]
+
+
+@pytest.mark.parametrize("optimizer", [OptimizerConfig(learning_rate=1e-3), TRAINED_TEXT])
+def test_brackets_are_text_unless_syntax_is_asked_for(loaded, pictures, optimizer):
+    def losses(toy: str, syntax: str) -> list[float]:
+        data = DataConfig(resolution=64, caption_syntax=syntax)
+        result, _ = run(loaded, pictures, [toy, toy], steps=1, optimizer=optimizer, data=data)
+        return result.losses
+
+    brackets = "a (red:1.8) toy"
+    assert losses(brackets, "text") == losses(r"a \(red:1.8\) toy", "comfyui")
+    assert losses(brackets, "comfyui") != losses(brackets, "text")
+
+
+def test_the_cached_and_the_trained_text_encoder_get_the_same_tokens(loaded):
+    texts = HostTextEncoder(loaded.clip, loaded.model)
+    caption = "a (red:1.8) embedding:toy"
+    latent = torch.zeros(4, 8, 8)
+    with torch.inference_mode(False):
+        cached = texts.encode(caption, latent)["c_crossattn"].cond
+        with borrowed_clip(texts) as text, torch.no_grad():
+            trained = text.condition(caption, latent)["c_crossattn"].cond
+    assert torch.equal(cached, trained)
+    with torch.inference_mode():
+        prompt = encode_prompt(loaded.clip, r"a \(red:1.8\) embedding:toy")[0][0]
+    assert torch.equal(cached, prompt)
+
+
+@pytest.mark.parametrize("optimizer", [OptimizerConfig(learning_rate=1e-3), TRAINED_TEXT])
+def test_a_caption_that_is_a_book_is_cut_told_and_trained(loaded, pictures, optimizer):
+    book = "photo of a cat " * 7500
+    result, said = run(loaded, pictures, [book, "a toy"], steps=1, optimizer=optimizer)
+    (told,) = [message for message in said if "cut" in message]
+    length = len(HostTextEncoder(loaded.clip, loaded.model).fitted(book))
+    assert length < 10_000
+    assert told == f"captions longer than can be encoded are cut: 0.png (112500 characters to {length})"
+    with safe_open(result.path, framework="pt") as file:
+        (tag, _) = json.loads(file.metadata()["ss_tag_frequency"])["dataset"]
+    assert tag == book[:length].strip()
+
+
+def test_a_class_prompt_that_is_a_book_is_cut_and_told(loaded, pictures):
+    prior = PriorConfig(method="output_preservation", class_prompt="a cat " * 20_000)
+    _, said = run(loaded, pictures, ["a toy", "a toy"], steps=1, prior=prior)
+    assert any("are cut: class_prompt (120000 characters to " in message for message in said)

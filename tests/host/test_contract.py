@@ -23,7 +23,7 @@ CONTRACT = {
         [
             *["model", "clip", "vae", "dataset", "steps", "learning_rate", "rank", "alpha", "batch_size"],
             *["train_seed", "name", "adapter", "objective", "optimizer", "memory", "preview"],
-            *["regularization", "existing_run"],
+            *["regularization", "existing_run", "caption_syntax"],
         ],
         ["LORA_MODEL", "STRING", "LOSS_MAP"],
     ),

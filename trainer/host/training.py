@@ -14,7 +14,7 @@ from ..adapters.lora_file import read_lora
 from ..adapters.readers import read_start
 from ..adapters.start import StartingLora
 from ..config import TrainConfig
-from ..data.cache import SampleCache
+from ..data.cache import SampleCache, cut_to_fit
 from ..data.records import Dataset
 from ..errors import shortened
 from ..events import Emit, Notice
@@ -76,8 +76,10 @@ def train_on_loaded(
         )
     prints = _fingerprints(model, clip, vae, config, emit)
     dataset = with_class_images(dataset, config.prior, model, clip, vae, prints, emit)
+    texts = HostTextEncoder(clip, model, config.objective.guidance, config.data.caption_syntax)
+    dataset, config = cut_to_fit(dataset, config, texts, emit)
     digest, loras, runs = dataset.digest, paths.lora_directory(), paths.runs_directory(config.name)
-    key = run_key(config, digest, prints)
+    key = run_key(config, dataset, prints)
     folder = None if new_run else find_run(runs, key, config, digest, steps, emit)
     if folder is not None and (done := finished(folder, config, steps, loras)):
         emit(
@@ -99,7 +101,6 @@ def train_on_loaded(
         trigger=dataset.trigger,
     )
     with torch.inference_mode(False):
-        texts = HostTextEncoder(clip, model, config.objective.guidance)
         cache = SampleCache(
             latents=HostLatentEncoder(vae, model),
             texts=texts,
@@ -114,7 +115,7 @@ def train_on_loaded(
             with ExitStack() as loans:
                 _make_room(model, clip if train_text else None)
                 denoiser = loans.enter_context(borrowed(_computing_in(model, config.memory.precision)))
-                text = loans.enter_context(borrowed_clip(clip, texts)) if train_text else None
+                text = loans.enter_context(borrowed_clip(texts)) if train_text else None
                 yield Loan(denoiser=denoiser, text=text)
 
         return train_lora(
