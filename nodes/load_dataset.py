@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io, ui
 
 from ..trainer.data.joining import caption_lines, joined
+from ..trainer.data.kept import KeptFiles
 from ..trainer.data.scan import check_folder, folder_fingerprint
 from ..trainer.errors import DatasetError
-from ..trainer.host.paths import input_directory, temp_directory
+from ..trainer.host.paths import graph_images_directory, input_directory
 from ..trainer.host.progress import NodeProgress
 from ..trainer.pictures.contact_sheet import contact_sheet, title
 from ..trainer.text import garbled
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from ..trainer.data.records import Dataset
 
 MAX_PROBLEMS_SHOWN = 20
+
+_graph_images = KeptFiles()
 
 
 class LoadDataset(io.ComfyNode):
@@ -101,15 +104,21 @@ class LoadDataset(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(
-        cls, folder: Sequence[str | None], class_folder: Sequence[str | None] = ("",), **_: object
+        cls,
+        folder: Sequence[str | None],
+        class_folder: Sequence[str | None] = ("",),
+        images: Sequence[Any] = (),
+        **_: object,
     ) -> str | float:
         if folder[0] is None or class_folder[0] is None:
             return float("nan")
         try:
             used = [f for f in (folder[0], class_folder[0]) if f.strip()]
-            return " ".join(folder_fingerprint(resolve_folder(f)) for f in used)
+            prints = [folder_fingerprint(resolve_folder(f)) for f in used]
         except DatasetError:
             return float("nan")
+        # Only that something is connected is known here, not which pictures.
+        return " ".join([*prints, *([str(_graph_images.losses())] if images else [])])
 
     @classmethod
     def execute(
@@ -124,6 +133,7 @@ class LoadDataset(io.ComfyNode):
         progress = NodeProgress(cls.hidden.unique_id)
         path, class_path = _single("folder", folder), _single("class_folder", class_folder or [""])
         connected = [image for batch in images or () if batch is not None for image in batch]
+        kept = graph_images_directory()
         dataset = joined(
             folder=resolve_folder(path) if path.strip() or not connected else None,
             class_folder=resolve_folder(class_path) if class_path.strip() else None,
@@ -131,9 +141,10 @@ class LoadDataset(io.ComfyNode):
             repeats=_single("repeats", repeats),
             images=connected,
             captions=caption_lines(captions or []),
-            keep_images_in=temp_directory() / "in-graph-lora",
+            keep_images_in=kept,
             on_file=progress.update,
         )
+        _graph_images.add(r.path for r in dataset.records if r.path.parent == kept)
         sheet = contact_sheet(dataset)
         shown = ui.PreviewImage(sheet).as_dict() | {"text": [summary(dataset)]}
         return io.NodeOutput(dataset, sheet, len(dataset), ui=shown)
