@@ -1,4 +1,7 @@
-"""One file a node. `NODES` is what ComfyUI gets."""
+"""One file a node. `NODES` is what ComfyUI gets.
+
+Nodes import the engine when they run: peft and diffusers take seconds, and ComfyUI's start must not wait.
+"""
 
 from __future__ import annotations
 

@@ -6,9 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer.adapters.lora_file import read_lora
 from ..trainer.errors import LoraFileError
-from ..trainer.host import lora as host_lora
 from ..trainer.host import paths
 from .sockets import CATEGORY, LoraModel
 
@@ -89,6 +87,9 @@ class ApplyLoRA(io.ComfyNode):
         lora_name: str = _FROM_GRAPH,
         file_alpha: float = 0.0,
     ) -> io.NodeOutput:
+        from ..trainer.adapters.lora_file import read_lora
+        from ..trainer.host.lora import apply_lora
+
         if lora is None:
             if lora_name == _FROM_GRAPH:
                 raise LoraFileError("no LoRA is given; connect lora or choose a file in lora_name")
@@ -96,7 +97,7 @@ class ApplyLoRA(io.ComfyNode):
         if strength_model == 0 and strength_clip == 0:
             return io.NodeOutput(model, clip)
         notices: list[str] = []
-        patched = host_lora.apply_lora(
+        patched = apply_lora(
             model, clip, lora, strength_model, strength_clip, file_alpha=file_alpha, notify=notices.append
         )
         return io.NodeOutput(*patched, ui={"text": notices} if notices else None)

@@ -8,7 +8,6 @@ import torch
 from comfy_api.latest import io
 
 from ..trainer.errors import ConfigError
-from ..trainer.host.compare import sample_rows
 from ..trainer.host.progress import NodeProgress
 from ..trainer.host.sample import SAMPLERS, SCHEDULERS, SampleSettings
 from ..trainer.pictures.comparison import comparison_grid, parse_strengths, report
@@ -91,6 +90,8 @@ class CompareBaseline(io.ComfyNode):
         height: int,
         strengths: str,
     ) -> io.NodeOutput:
+        from ..trainer.host.compare import sample_rows
+
         columns = parse_strengths(strengths)
         prompts, negative = readable(prompts), readable(negative)
         odd = garbled([("prompts", prompts), ("negative", negative)])

@@ -10,7 +10,6 @@ from ..trainer.errors import StorageError
 from ..trainer.host.paths import output_image, run_names, run_path
 from ..trainer.runs.checkpoints import loras
 from ..trainer.runs.folder import RunFolder
-from ..trainer.runs.past import load_past_run
 from .sockets import CATEGORY, LoraModel, LossMap
 
 
@@ -54,6 +53,8 @@ class LoadRun(io.ComfyNode):
 
     @classmethod
     def execute(cls, run: str, step: int) -> io.NodeOutput:
+        from ..trainer.runs.past import load_past_run
+
         folder = RunFolder(run_path(run))
         past = load_past_run(folder, step)
         ui: dict[str, list] = {"text": [past.summary]}

@@ -21,7 +21,6 @@ from ..trainer.config import (
 from ..trainer.errors import ConfigError
 from ..trainer.host.active import active, record_stop, stops
 from ..trainer.host.paths import output_image
-from ..trainer.host.training import train_on_loaded
 from .reporting import Reporter
 from .sockets import (
     CATEGORY,
@@ -189,6 +188,8 @@ class TrainLoRA(io.ComfyNode):
         existing_run: str = CONTINUE,
         caption_syntax: str = CAPTION_SYNTAXES[0],
     ) -> io.NodeOutput:
+        from ..trainer.host.training import train_on_loaded
+
         optimizer_config, epochs = optimizer or (OptimizerConfig(), 0)
         preview = preview or PreviewOptions()
         config = TrainConfig(

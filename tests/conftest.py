@@ -42,6 +42,7 @@ from workbench.client import Client  # noqa: E402
 from workbench.dev import base  # noqa: E402
 from workbench.dev import comfyui as comfyui_tools  # noqa: E402
 from workbench.dev import server as server_tools  # noqa: E402
+from workbench.dev.steps import LOGS, only_one_setup  # noqa: E402
 from workbench.miniature import checkpoint  # noqa: E402
 
 
@@ -75,9 +76,10 @@ def tiny_checkpoint(comfyui: Path) -> Path:
     """A file in the SD1.5 format with generated weights (340 MB), kept in .cache since it takes 15 s."""
     script = ROOT / "workbench" / "weights.py"
     path = ROOT / ".cache" / "checkpoints" / "tiny-sd15.safetensors"
-    if not path.exists() or path.stat().st_mtime < script.stat().st_mtime:
-        command = [sys.executable, "-m", "workbench.weights", path, "--comfyui", comfyui]
-        subprocess.run(command, check=True, cwd=ROOT)
+    with only_one_setup():
+        if not path.exists() or path.stat().st_mtime < script.stat().st_mtime:
+            command = [sys.executable, "-m", "workbench.weights", path, "--comfyui", comfyui]
+            subprocess.run(command, check=True, cwd=ROOT)
     return path
 
 
@@ -85,9 +87,10 @@ def tiny_checkpoint(comfyui: Path) -> Path:
 def miniature_checkpoint(comfyui: Path) -> Path:
     """The trained miniature base (270 MB), kept in .cache."""
     path = ROOT / ".cache" / "checkpoints" / "miniature-sd3.safetensors"
-    if not checkpoint.is_current(path):
-        command = [sys.executable, "-m", "workbench.miniature.checkpoint", path, "--comfyui", comfyui]
-        subprocess.run(command, check=True, cwd=ROOT)
+    with only_one_setup():
+        if not checkpoint.is_current(path):
+            command = [sys.executable, "-m", "workbench.miniature.checkpoint", path, "--comfyui", comfyui]
+            subprocess.run(command, check=True, cwd=ROOT)
     return path
 
 
@@ -101,7 +104,7 @@ def server(
     """
     folder = base.prepare(tmp_path_factory.mktemp("comfyui-base"))
     _link_or_copy(tiny_checkpoint, folder / "models" / "checkpoints" / tiny_checkpoint.name)
-    log = ROOT / ".cache" / "logs" / "test-server.log"
+    log = LOGS / f"test-server-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}.log"
     with server_tools.start(Path(sys.executable), comfyui, folder, log=log) as running:
         if failure := server_tools.import_failure(log):
             pytest.fail(failure, pytrace=False)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..config import PreviewConfig
 from ..pictures.drawing import to_pil
-from .lora import apply_lora
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -94,6 +93,8 @@ class PreviewSampler:
         self.settings = f"{config.negative!r} seed {config.seed} {self._settings}"
 
     def pictures(self, lora: Mapping[str, Tensor] | None) -> Generator[Image.Image]:
+        from .lora import apply_lora  # brings peft, and nodes take this module's lists at start-up
+
         try:
             with torch.inference_mode():
                 model, clip = self.model, self.clip

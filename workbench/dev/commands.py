@@ -14,6 +14,9 @@ from .. import ROOT
 from . import base, comfyui, environment, server, typescript
 from .steps import CACHE, SetupError, full_disk_explained, only_one_setup, say
 
+MOST_WORKERS = 4
+"""Each holds a ComfyUI and may start another: some 4 GB."""
+
 
 def set_up(*, dev: bool) -> tuple[Path, Path]:
     """Brings .venv, ComfyUI, packages; quick when they are there. Returns (python, ComfyUI's folder)."""
@@ -31,9 +34,16 @@ def demo(rest: Sequence[str]) -> int:
 
 
 def test(rest: Sequence[str]) -> int:
-    """run the tests; arguments go to pytest"""
+    """run the tests; --quick leaves out the slow ones; other arguments go to pytest"""
     python, comfy = set_up(dev=True)
-    return _run([python, "-m", "pytest", *rest], IGL_COMFYUI=str(comfy))
+    arguments = ["-m", "not slow"] if "--quick" in rest else []
+    arguments += [argument for argument in rest if argument != "--quick"]
+    env = {"IGL_COMFYUI": str(comfy)}
+    if not any(Path(argument.partition("::")[0]).exists() for argument in rest):  # the whole suite
+        # A process a core, each with one thread: the networks are too small for more to help.
+        arguments = ["-n", str(min(os.cpu_count() or 1, MOST_WORKERS)), "--dist", "loadfile", *arguments]
+        env["OMP_NUM_THREADS"] = "1"
+    return _run([python, "-m", "pytest", *arguments], **env)
 
 
 def serve(rest: Sequence[str]) -> int:
