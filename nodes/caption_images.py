@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..trainer.data import captions
+from ..trainer.text import garbled
 from .sockets import CATEGORY, TrainDataset
 
 if TYPE_CHECKING:
@@ -90,7 +91,9 @@ class CaptionImages(io.ComfyNode):
             n for n, given in (("clip", clip is not None), ("model_folder", model_folder.strip())) if given
         ]
         notes = [f"{name} is not used by the method {method!r}" for name in unused]
+        if odd := garbled(done.texts):
+            notes.append(odd)
         for note in notes:
             log.warning("Caption Images: %s", note)
-        lines = [f"{r.path.name}: {r.caption}" for r in done.records]
+        lines = [f"{r.name}: {r.caption}" for r in done.records]
         return io.NodeOutput(done, [r.caption for r in done.records], ui={"text": [*notes, *lines]})

@@ -11,6 +11,7 @@ from ..trainer.errors import ConfigError
 from ..trainer.host.progress import NodeProgress
 from ..trainer.host.sample import SAMPLERS, SCHEDULERS, SampleSettings
 from ..trainer.pictures.comparison import comparison_grid, parse_strengths, report
+from ..trainer.text import garbled, readable
 from .sockets import CATEGORY, LoraModel
 
 
@@ -92,6 +93,8 @@ class CompareBaseline(io.ComfyNode):
         from ..trainer.host.compare import sample_rows
 
         columns = parse_strengths(strengths)
+        prompts, negative = readable(prompts), readable(negative)
+        odd = garbled([("prompts", prompts), ("negative", negative)])
         lines = [line.strip() for line in prompts.splitlines() if line.strip()]
         if not lines:
             raise ConfigError("prompts is empty; write at least one line")
@@ -111,5 +114,5 @@ class CompareBaseline(io.ComfyNode):
             torch.cat([row.images[0] for row in rows]),
             torch.cat([row.images[-1] for row in rows]),
             text,
-            ui={"text": [text]},
+            ui={"text": [odd, text] if odd else [text]},
         )

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io, ui
 
 from ..trainer.data.joining import caption_lines, joined
+from ..trainer.data.kept import KeptFiles
 from ..trainer.data.scan import check_folder, folder_fingerprint
 from ..trainer.errors import DatasetError
-from ..trainer.host.paths import input_directory, temp_directory
+from ..trainer.host.paths import graph_images_directory, input_directory
 from ..trainer.host.progress import NodeProgress
 from ..trainer.pictures.contact_sheet import contact_sheet, title
+from ..trainer.text import garbled
 from .sockets import CATEGORY, TrainDataset
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from ..trainer.data.records import Dataset
 
 MAX_PROBLEMS_SHOWN = 20
+
+_graph_images = KeptFiles()
 
 
 class LoadDataset(io.ComfyNode):
@@ -100,15 +104,21 @@ class LoadDataset(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(
-        cls, folder: Sequence[str | None], class_folder: Sequence[str | None] = ("",), **_: object
+        cls,
+        folder: Sequence[str | None],
+        class_folder: Sequence[str | None] = ("",),
+        images: Sequence[Any] = (),
+        **_: object,
     ) -> str | float:
         if folder[0] is None or class_folder[0] is None:
             return float("nan")
         try:
             used = [f for f in (folder[0], class_folder[0]) if f.strip()]
-            return " ".join(folder_fingerprint(resolve_folder(f)) for f in used)
+            prints = [folder_fingerprint(resolve_folder(f)) for f in used]
         except DatasetError:
             return float("nan")
+        # Only that something is connected is known here, not which pictures.
+        return " ".join([*prints, *([str(_graph_images.losses())] if images else [])])
 
     @classmethod
     def execute(
@@ -123,6 +133,7 @@ class LoadDataset(io.ComfyNode):
         progress = NodeProgress(cls.hidden.unique_id)
         path, class_path = _single("folder", folder), _single("class_folder", class_folder or [""])
         connected = [image for batch in images or () if batch is not None for image in batch]
+        kept = graph_images_directory()
         dataset = joined(
             folder=resolve_folder(path) if path.strip() or not connected else None,
             class_folder=resolve_folder(class_path) if class_path.strip() else None,
@@ -130,9 +141,10 @@ class LoadDataset(io.ComfyNode):
             repeats=_single("repeats", repeats),
             images=connected,
             captions=caption_lines(captions or []),
-            keep_images_in=temp_directory() / "in-graph-lora",
+            keep_images_in=kept,
             on_file=progress.update,
         )
+        _graph_images.add(r.path for r in dataset.records if r.path.parent == kept)
         sheet = contact_sheet(dataset)
         shown = ui.PreviewImage(sheet).as_dict() | {"text": [summary(dataset)]}
         return io.NodeOutput(dataset, sheet, len(dataset), ui=shown)
@@ -158,12 +170,14 @@ def resolve_folder(folder: str) -> Path:
 
 
 def summary(dataset: Dataset) -> str:
-    """The counts, then a line for each problem."""
+    """The counts, then a line for each problem and for what is odd about the captions."""
     lines = [title(dataset), *(f"skipped: {p}" for p in dataset.problems[:MAX_PROBLEMS_SHOWN])]
     if (more := len(dataset.problems) - MAX_PROBLEMS_SHOWN) > 0:
         lines.append(f"and {more} more")
     if blank := sum(not r.caption for r in dataset.records):
         lines.append(f"{blank} without a caption; add Caption Images or .txt files")
+    if odd := garbled(dataset.texts):
+        lines.append(odd)
     return "\n".join(lines)
 
 

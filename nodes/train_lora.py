@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..trainer.config import (
+    CAPTION_SYNTAXES,
     AdapterConfig,
     DataConfig,
     MemoryConfig,
@@ -130,6 +131,15 @@ class TrainLoRA(io.ComfyNode):
                     tooltip="continue: a finished run of the same settings is loaded; a stopped one goes on."
                     " new run: trains from the start; earlier files stay.",
                 ),
+                io.Combo.Input(
+                    "caption_syntax",
+                    options=list(CAPTION_SYNTAXES),
+                    default=CAPTION_SYNTAXES[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip="text: a caption means what it says. comfyui: (word:1.3) is a weight and"
+                    " embedding:name a file, as in CLIP Text Encode.",
+                ),
             ],
             outputs=[
                 LoraModel.Output(
@@ -176,6 +186,7 @@ class TrainLoRA(io.ComfyNode):
         preview: PreviewOptions | None = None,
         regularization: PriorConfig | None = None,
         existing_run: str = CONTINUE,
+        caption_syntax: str = CAPTION_SYNTAXES[0],
     ) -> io.NodeOutput:
         from ..trainer.host.training import train_on_loaded
 
@@ -194,7 +205,9 @@ class TrainLoRA(io.ComfyNode):
             preview=preview.preview,
             validation=preview.validation,
             save=preview.save,
-            data=DataConfig(batch_size=batch_size, resolution=dataset.resolution),
+            data=DataConfig(
+                batch_size=batch_size, resolution=dataset.resolution, caption_syntax=caption_syntax
+            ),
         )
         with active(cls.hidden.unique_id) as training:
             emit = Reporter(cls.hidden.unique_id, training)

@@ -14,9 +14,10 @@ from typing import Any
 
 from .errors import ConfigError
 from .rules import Rules, check_targets
+from .text import readable
 
 # Windows' reserved characters too: a run's folder may be synced or shared.
-_BAD_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+_BAD_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f\ud800-\udfff]')
 
 
 def _check(ok: bool, message: str) -> None:
@@ -133,6 +134,7 @@ HUBER_SCHEDULES = ("constant", "exponential", "snr")
 PRIOR_METHODS = ("none", "class_images", "class_images_base_target", "output_preservation")
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule_free_adamw")
 SCHEDULES = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
+CAPTION_SYNTAXES = ("text", "comfyui")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 
@@ -215,6 +217,7 @@ class PriorConfig:
     """Guidance scale of class pictures that are made."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "class_prompt", readable(self.class_prompt))
         _check_choice("method", self.method, PRIOR_METHODS)
         _check_range(self, 0, math.inf, "weight", hint="1 is usual")
         _check_range(self, 0, 10_000, "class_images")
@@ -292,8 +295,11 @@ class DataConfig:
     """Pictures in a batch."""
     resolution: int = 512
     """Side of the square whose area a picture has at most; pixels."""
+    caption_syntax: str = "text"
+    """text: a caption means its letters; comfyui: `(word:1.3)` and `embedding:name` as in CLIPTextEncode."""
 
     def __post_init__(self) -> None:
+        _check_choice("caption_syntax", self.caption_syntax, CAPTION_SYNTAXES)
         _check_range(self, 1, 1024, "batch_size")
         _check_range(self, 16, 8192, "resolution")
 
@@ -353,6 +359,8 @@ class PreviewConfig:
     """Pixels; 0 is the resolution of the dataset."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "prompts", tuple(readable(p) for p in self.prompts))
+        object.__setattr__(self, "negative", readable(self.negative))
         _check_range(self, 1, math.inf, "every")
         _check_range(self, 1, 1000, "steps", hint="20 is usual")
         _check_range(self, 0, 100, "cfg")

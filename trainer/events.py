@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .text import readable
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
@@ -67,6 +69,9 @@ class Notice:
     """Something was skipped or chosen for the user; it is shown, never only logged."""
 
     message: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", readable(self.message))
 
 
 Event = Phase | RunStarted | StepDone | CheckpointSaved | Validated | PreviewSaved | Notice

@@ -44,6 +44,10 @@ class LatentEncoder(Protocol):
 
 
 class TextEncoder(Protocol):
+    def fitted(self, caption: str) -> str:
+        """The beginning of the caption that can be encoded: all of it, but for texts that are no captions."""
+        ...
+
     def encode(self, caption: str, latent: Tensor) -> Conditioning:
         """The condition of one sample, built for the size of its own latent."""
         ...

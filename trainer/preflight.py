@@ -1,4 +1,4 @@
-"""Everything that can be refused before anything is loaded, generated or encoded, in one place."""
+"""Everything that can be refused or must be told before anything is loaded, generated or encoded."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .errors import ConfigError, DatasetError, shortened
 from .loss import check_weighting
 from .noise import NoiseProcess
 from .optim import check_optimizer
+from .text import garbled
 
 
 def check(
@@ -32,13 +33,22 @@ def check(
     _check_pictures(config, dataset)
 
 
+def remarks(config: TrainConfig, dataset: Dataset) -> list[str]:
+    """What the user must be told of settings and captions that can be used."""
+    prior, preview = config.prior, config.preview
+    settings = [("class_prompt", prior.class_prompt), ("negative", preview.negative)]
+    settings += [("prompts", prompt) for prompt in preview.prompts]
+    told = garbled([*settings, *dataset.texts])
+    return [told] if told else []
+
+
 def _check_pictures(config: TrainConfig, dataset: Dataset) -> None:
     prior, size = config.prior, config.data.batch_size
     if not dataset.shown:
         raise DatasetError("the dataset has no picture to train on; load a folder with at least one")
     class_captions = not prior.uses_pictures or prior.class_prompt.strip()
     used = [r for r in dataset.records if r.role != "class" or not class_captions]
-    if empty := [r.path.name for r in used if not r.caption.strip()]:
+    if empty := [r.name for r in used if not r.caption.strip()]:
         raise DatasetError(
             f"{len(empty)} pictures have no caption ({shortened(empty)}); write .txt files beside them"
             " or set a template in CaptionImages"

@@ -87,6 +87,17 @@ def test_the_baseline_always_comes_first():
     assert parse_strengths("0，1") == [0.0, 1.0]
 
 
+def test_a_prompt_with_what_is_no_character_is_drawn_and_told(loaded, lora):
+    with torch.inference_mode():
+        output = CompareBaseline.execute(
+            loaded.model, loaded.clip, loaded.vae, lora, "a \ud83d cat", "", 7, 1, 1, 1.0, "euler", "normal",
+            64, 64, "0",
+        )  # fmt: skip
+    told, report = output.ui["text"]
+    assert told == "� replaces what is no character in prompts; type it again, or save it as UTF-8"
+    assert "| a � cat |" in report
+
+
 def test_empty_prompts_are_refused(loaded, lora):
     with pytest.raises(ConfigError, match="prompts is empty"):
         compare(loaded, lora, prompts=" \n ")

@@ -22,7 +22,11 @@ from in_graph_lora.nodes import load_dataset
 from in_graph_lora.nodes.caption_images import CaptionImages
 from in_graph_lora.nodes.load_dataset import LoadDataset, caption_lines, resolve_folder
 from in_graph_lora.nodes.sockets import CATEGORY, TrainDataset
+from in_graph_lora.trainer.data.images import inspect_image
 from in_graph_lora.trainer.errors import DatasetError
+from in_graph_lora.trainer.host import paths
+
+GRAPH_IMAGES = paths.graph_images_directory()
 
 
 class Pictures(io.ComfyNode):
@@ -161,9 +165,24 @@ def test_pictures_in_a_list_become_one_dataset(comfy):
         ((60, 20), "", 4),
         ((60, 20), "three", 4),
     ]
-    assert all(
-        r.path.parent == Path(folder_paths.get_temp_directory(), "in-graph-lora") for r in dataset.records
-    )
+    assert {r.path.parent for r in dataset.records} == {GRAPH_IMAGES}
+    assert len({r.path for r in dataset.records}) == 2, "equal pictures are one file"
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"half a pict")])
+def test_connected_pictures_that_were_deleted_or_damaged_are_made_again(comfy, damage):
+    inputs = {"images": ["0", 0], "captions": "a toy"}
+    prompt = {"0": {"class_type": "TestPictures", "inputs": {}}, "1": load(**inputs), "2": sink(["1", 0])}
+    comfy(prompt)
+    assert comfy(prompt)[0] == []
+    before = Sink.got[-1][0]
+    for path in {r.path for r in before.records}:
+        damage(path)
+    assert comfy(prompt)[0] == ["1", "2"]
+    after = Sink.got[-1][0]
+    assert after.digest == before.digest
+    assert all(inspect_image(r.path) == (r.size, r.digest) for r in after.records)
+    assert comfy(prompt)[0] == [], "once is enough"
 
 
 def test_a_batch_with_alpha_and_one_caption_for_all(comfy):
@@ -172,6 +191,21 @@ def test_a_batch_with_alpha_and_one_caption_for_all(comfy):
     comfy(prompt)
     [(dataset, _)] = Sink.got
     assert [r.caption for r in dataset.records] == ["a photo"] * 3
+
+
+def test_captions_with_what_is_no_character_are_named_on_both_nodes(comfy):
+    prompt = {
+        "0": {"class_type": "TestPictures", "inputs": {}},
+        "1": load(images=["0", 1], captions="a \ud83d toy\na toy\na toy"),
+        "2": caption(["1", 0], template="{trigger}, {caption}", trigger="\ud83d", on_existing="overwrite"),
+        "3": sink(["2", 0]),
+    }
+    _, shown = comfy(prompt)
+    [(dataset, _)] = Sink.got
+    assert [r.caption for r in dataset.records] == ["�, a � toy", "�, a toy", "�, a toy"]
+    (name, *_) = [r.name for r in dataset.records]
+    assert f"� replaces what is no character in caption of {name};" in shown["1"]["text"][0]
+    assert f"� replaces what is no character in trigger, caption of {name}" in shown["2"]["text"][0]
 
 
 def test_folder_images_and_class_folder_are_joined_in_this_order(comfy, folder, tmp_path_factory):
@@ -276,7 +310,8 @@ def test_the_fingerprint_is_unknown_for_linked_or_missing_folders_and_stable_oth
     assert known != LoadDataset.fingerprint_inputs(folder=[str(folder)], class_folder=[str(folder)])
     assert math.isnan(LoadDataset.fingerprint_inputs(folder=(None,)))
     assert math.isnan(LoadDataset.fingerprint_inputs(folder=["no/such"]))
-    assert LoadDataset.fingerprint_inputs(folder=[""], images=(None,)) == ""
+    connected = LoadDataset.fingerprint_inputs(folder=[""], images=(None,))
+    assert connected == LoadDataset.fingerprint_inputs(folder=[""], images=(None,))
 
 
 def test_a_relative_folder_is_found_in_comfyuis_input_folder():

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from in_graph_lora.trainer.adapters.inject import injected
 from in_graph_lora.trainer.config import AdapterConfig
+from in_graph_lora.trainer.host.conditioning import HostTextEncoder
 from in_graph_lora.trainer.host.text_model import HostTextModel, borrowed_clip
 from in_graph_lora.trainer.memory.checkpointing import checkpointed
 
@@ -35,6 +36,11 @@ def clip() -> Any:
     return clip
 
 
+def texts(clip: Any, syntax: str = "text") -> HostTextEncoder:
+    """Without a network: only the text encoder is asked."""
+    return HostTextEncoder(clip, None, caption_syntax=syntax)  # type: ignore[arg-type]
+
+
 def gradients(text: HostTextModel, parameters: list[Any]) -> Tensor:
     for p in parameters:
         p.grad = None
@@ -44,7 +50,7 @@ def gradients(text: HostTextModel, parameters: list[Any]) -> Tensor:
 
 
 def test_gradients_equal_the_oracles_with_and_without_checkpointing(clip: Any) -> None:
-    with torch.inference_mode(False), borrowed_clip(clip) as text:
+    with torch.inference_mode(False), borrowed_clip(texts(clip)) as text:
         assert len(text.blocks) == 3
         with injected(text.net, AdapterConfig(rank=2), seed=1) as adapter:
             g = torch.Generator().manual_seed(3)
@@ -58,10 +64,13 @@ def test_gradients_equal_the_oracles_with_and_without_checkpointing(clip: Any) -
                 assert relative(gradients(text, adapter.parameters()), right) < 1e-5
 
 
-def test_encoding_is_that_of_the_stock_text_encoder(clip: Any) -> None:
+@pytest.mark.parametrize(
+    ("syntax", "prompt"), [("text", r"a \(photo:1.2\) of a cat"), ("comfyui", "a (photo:1.2) of a cat")]
+)
+def test_encoding_is_that_of_the_stock_text_encoder(clip: Any, syntax: str, prompt: str) -> None:
     with torch.inference_mode():
-        stock = clip.encode_from_tokens(clip.tokenize(CAPTION), return_dict=True)
-        with torch.inference_mode(False), borrowed_clip(clip) as text:
+        stock = clip.encode_from_tokens(clip.tokenize(prompt), return_dict=True)
+        with torch.inference_mode(False), borrowed_clip(texts(clip, syntax)) as text:
             ours = text.encode(CAPTION)
     assert torch.equal(ours["cross_attn"], stock["cond"])
     assert torch.equal(ours["pooled_output"], stock["pooled_output"])
@@ -70,7 +79,7 @@ def test_encoding_is_that_of_the_stock_text_encoder(clip: Any) -> None:
 def test_a_text_encoder_comes_back_as_the_same_objects_with_the_same_bytes(clip: Any) -> None:
     net = clip.cond_stage_model
     before, bytes_before = identities(net), weight_hash(net)
-    with suppress(KeyboardInterrupt), torch.inference_mode(False), borrowed_clip(clip) as text:
+    with suppress(KeyboardInterrupt), torch.inference_mode(False), borrowed_clip(texts(clip)) as text:
         text.encode(CAPTION)
         raise KeyboardInterrupt
     assert identities(net) == before

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import os
 import random
 import warnings
 from contextlib import suppress
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from in_graph_lora.trainer.data import images
 from in_graph_lora.trainer.data.images import cover_box, fit, inspect_image, open_image, save_tensor
-from in_graph_lora.trainer.errors import DatasetError
+from in_graph_lora.trainer.errors import DatasetError, StorageError
 
 
 def photo(width=96, height=64, seed=0):
@@ -301,6 +303,42 @@ def test_a_saved_tensor_reads_back_to_the_same_eight_bits(tmp_path):
     assert torch.equal(torch.from_numpy(np.array(open_image(path))).float(), eight_bit)
     assert save_tensor(eight_bit / 255, tmp_path / "new") == path
     assert [p.name for p in (tmp_path / "new").iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_saved_tensor_that_is_damaged_changed_or_gone_is_written_again_with_the_same_bytes(
+    tmp_path, channels
+):
+    pixels = torch.from_numpy(np.random.RandomState(0).rand(20, 30, channels))
+    path = save_tensor(pixels, tmp_path)
+    whole = path.read_bytes()
+    for content in (b"", whole[:-40], b"no picture", tmp_path / "other.png"):
+        if isinstance(content, Path):
+            photo(30, 20).save(content)
+            content = content.read_bytes()
+        path.write_bytes(content)
+        assert save_tensor(pixels, tmp_path) == path
+        assert path.read_bytes() == whole
+    path.unlink()
+    save_tensor(pixels, tmp_path)
+    assert path.read_bytes() == whole
+
+
+def test_a_saved_tensor_that_is_whole_is_not_written_again(tmp_path):
+    path = save_tensor(torch.zeros(8, 8, 3), tmp_path)
+    os.utime(path, ns=(1, 1))
+    save_tensor(torch.zeros(8, 8, 3), tmp_path)
+    assert path.stat().st_mtime_ns == 1
+
+
+def test_no_half_of_a_tensor_is_left_when_writing_fails(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="make space on the disk"):
+        save_tensor(torch.zeros(8, 8, 3), tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_tensors_that_are_no_pictures_are_refused(tmp_path):

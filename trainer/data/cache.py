@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ..config import TrainConfig
-from ..errors import DatasetError
-from ..events import Emit, Phase
+from ..errors import DatasetError, shortened
+from ..events import Emit, Notice, Phase
 from ..ports import LatentEncoder, TextEncoder
 from .batches import CachedSample
 from .buckets import bucket_size
@@ -27,6 +27,24 @@ class TrainingData:
     class_samples: Sequence[CachedSample] = ()
     validation_samples: Sequence[CachedSample] = ()
     """Held out: never trained on."""
+
+
+def cut_to_fit(
+    dataset: Dataset, config: TrainConfig, texts: TextEncoder, emit: Emit
+) -> tuple[Dataset, TrainConfig]:
+    """Captions and class prompt as far as they can be encoded. Says which are cut."""
+    prompt = config.prior.class_prompt
+    named = [("class_prompt", prompt), *((r.name, r.caption) for r in dataset.records)]
+    fitted = {text: texts.fitted(text) for text in {text for _, text in named}}
+    cut = [(name, text) for name, text in named if text != fitted[text]]
+    if not cut:
+        return dataset, config
+    told = shortened(f"{name} ({len(text)} characters to {len(fitted[text])})" for name, text in cut)
+    emit(Notice(message=f"captions longer than can be encoded are cut: {told}"))
+    return (
+        dataset.with_records(r.with_caption(fitted[r.caption]) for r in dataset.records),
+        replace(config, prior=replace(config.prior, class_prompt=fitted[prompt])),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +86,7 @@ class SampleCache:
         latent = self.latents.encode(fit(open_image(record.path), size))
         if not latent.isfinite().all():
             raise DatasetError(
-                f"{record.path.name}: the VAE gives NaN or infinite latents; run the VAE in fp32"
+                f"{record.name}: the VAE gives NaN or infinite latents; run the VAE in fp32"
                 " (start ComfyUI with --fp32-vae) or use a VAE that is safe in fp16"
             )
         if record.mask is None:

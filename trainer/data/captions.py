@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import DatasetError, shortened
+from ..text import readable
 from .records import Dataset, ImageRecord, Problem
 
 SIDECAR_SUFFIXES = (".txt", ".caption")
@@ -163,7 +164,8 @@ def render(template: str, *, trigger: str, class_word: str, filename: str, capti
     """`template` with {trigger}, {class}, {filename} and {caption} filled in.
 
     Values are put in as they are: braces in a caption stay braces. Gaps that empty values leave are closed:
-    double spaces, doubled commas, commas at either end. Raises DatasetError for any other placeholder.
+    double spaces, doubled commas, commas at either end. The result is `readable`. Raises DatasetError for any
+    other placeholder.
     """
     values = {"trigger": trigger, "class": class_word, "filename": filename, "caption": caption}
     for name in _PLACEHOLDER.findall(template):
@@ -173,7 +175,7 @@ def render(template: str, *, trigger: str, class_word: str, filename: str, capti
     text = _PLACEHOLDER.sub(lambda m: values[m[1]].strip(), template)
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r" ?([,，])(?: ?[,，])*", r"\1", text)
-    return text.strip(" ,，")
+    return readable(text.strip(" ,，"))
 
 
 def apply(
@@ -199,7 +201,7 @@ def apply(
         r.with_caption(_caption(r, template, "" if r.role == "class" else trigger, class_word, on_existing))
         for r in dataset.records
     ]
-    if empty := [r.path.name for r in done if not r.caption]:
+    if empty := [r.name for r in done if not r.caption]:
         verb = "has" if len(empty) == 1 else "have"
         raise DatasetError(
             f"{shortened(empty)} {verb} no caption, and the template {template!r} has nothing to fill in;"

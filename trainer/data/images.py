@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..errors import DatasetError
+from ..files import write_image
 
 MAX_BYTES = 256 * 1024**2
 MAX_PIXELS = 128_000_000
@@ -91,7 +92,8 @@ def fit(image: Image.Image, size: tuple[int, int], crop: Literal["center"] = "ce
 def save_tensor(image: torch.Tensor, folder: Path) -> Path:
     """Write a picture [H, W, C] (C = 1, 3 or 4; 0 to 1) as 8-bit PNG named by its content; returns the path.
 
-    Raises DatasetError for another shape or for values that are not finite.
+    A file that is there and whole stays as it is. Raises DatasetError for another shape or for values that
+    are not finite, StorageError when the disk is full.
     """
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
         raise DatasetError(f"images: a picture has shape {list(image.shape)}; expected height x width x 3")
@@ -101,13 +103,19 @@ def save_tensor(image: torch.Tensor, folder: Path) -> Path:
     array = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
     digest = hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()
     path = folder / f"{digest[:24]}.png"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        # Written aside, so that a stop in the middle never leaves half a picture under the final name.
-        draft = folder / f".{digest[:24]}.{os.getpid()}.part"
-        Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(draft, format="PNG")
-        os.replace(draft, path)
+    picture = Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array)
+    if not _holds(path, picture):
+        write_image(path, picture)
     return path
+
+
+def _holds(path: Path, picture: Image.Image) -> bool:
+    """Whether the file is there, whole, and shows this picture."""
+    try:
+        kept = open_image(path)
+    except DatasetError:
+        return False
+    return kept.size == picture.size and kept.tobytes() == _to_rgb(picture).tobytes()
 
 
 def _unusable(path: Path, reason: str) -> DatasetError:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import DatasetError
+from ..files import clear_unfinished
 from .images import inspect_image, save_tensor
 from .records import Dataset, ImageRecord
 from .scan import scan_folder
@@ -62,6 +63,7 @@ def image_records(
             f"captions: {len(captions)} lines for {len(images)} images; write one for each, or one for all"
         )
     texts = list(captions) if len(captions) == len(images) else [*captions, ""][:1] * len(images)
+    clear_unfinished(folder)
     records = []
     for image, text in zip(images, texts, strict=True):
         path = save_tensor(image, folder)

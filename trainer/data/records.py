@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from ..errors import DatasetError
+from ..text import readable
 
 Role = Literal["instance", "class", "validation"]
 
@@ -31,6 +32,14 @@ class ImageRecord:
     """A picture whose white part is what matters; same framing as the picture."""
     mask_digest: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "caption", readable(self.caption))
+
+    @property
+    def name(self) -> str:
+        """Of the file, for messages."""
+        return readable(self.path.name)
+
     def with_caption(self, caption: str) -> ImageRecord:
         return replace(self, caption=caption)
 
@@ -46,7 +55,7 @@ class Problem:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.path.name}: {self.reason}"
+        return readable(f"{self.path.name}: {self.reason}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +67,9 @@ class Dataset:
     resolution: int = 512
     trigger: str = ""
     """The word that captions use for what is learned, as Caption Images was told; no part of `digest`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "trigger", readable(self.trigger))
 
     def __len__(self) -> int:
         return len(self.records)
@@ -78,6 +90,12 @@ class Dataset:
             r.with_role("validation") if r.role == "instance" and r.digest in chosen else r
             for r in self.records
         )
+
+    @property
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """All that was written by hand, with a name for messages."""
+        yield "trigger", self.trigger
+        yield from ((f"caption of {r.name}", r.caption) for r in self.records)
 
     @property
     def shown(self) -> int:

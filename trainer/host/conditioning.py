@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
+from .caption_tokens import CaptionTokenizer
 from .model import Condition
 
 if TYPE_CHECKING:
@@ -30,11 +31,17 @@ def _own(value: Any) -> Any:
 class HostTextEncoder:
     """The engine's `TextEncoder`: one caption for one latent, each caption encoded once."""
 
-    def __init__(self, clip: CLIP, patcher: ModelPatcher, guidance: float = 1.0) -> None:
+    def __init__(
+        self, clip: CLIP, patcher: ModelPatcher, guidance: float = 1.0, caption_syntax: str = "text"
+    ) -> None:
         self.clip = clip
+        self.tokenize = CaptionTokenizer(clip, caption_syntax)
         self.patcher = patcher
         self.guidance = guidance
         self._encoded: dict[str, dict[str, Any]] = {}
+
+    def fitted(self, caption: str) -> str:
+        return self.tokenize.fitted(caption)
 
     @torch.no_grad()
     def encode(self, caption: str, latent: Tensor) -> Condition:
@@ -67,7 +74,7 @@ class HostTextEncoder:
         return {name: cond.process_cond(batch_size=1, area=None) for name, cond in conds.items()}
 
     def _encode_text(self, caption: str) -> dict[str, Any]:
-        cond, extra = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption), show_pbar=False)[0]
+        cond, extra = self.clip.encode_from_tokens_scheduled(self.tokenize(caption), show_pbar=False)[0]
         self._check_width(cond)
         return {"cross_attn": _own(cond), **{k: _own(v) for k, v in extra.items()}}
 

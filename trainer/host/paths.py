@@ -13,10 +13,6 @@ def input_directory() -> Path:
     return Path(folder_paths.get_input_directory())
 
 
-def temp_directory() -> Path:
-    return Path(folder_paths.get_temp_directory())
-
-
 def output_directory() -> Path:
     return Path(folder_paths.get_output_directory())
 
@@ -28,6 +24,11 @@ def lora_directory() -> Path:
 
 def runs_directory(name: str) -> Path:
     return output_directory() / "in-graph-lora" / name
+
+
+def graph_images_directory() -> Path:
+    """Pictures that came from the graph: ComfyUI clears its temp folder while datasets still point there."""
+    return output_directory() / "in-graph-lora" / "graph-images"
 
 
 def output_image(path: Path) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import comfy.model_management as mm
 import torch
@@ -16,9 +16,6 @@ from .conditioning import HostTextEncoder
 from .kernels import differentiable_kernels
 from .model import Condition, in_training, kept_loaded, stage, trainable_view
 
-if TYPE_CHECKING:
-    from comfy.sd import CLIP
-
 _IN_PLACE = ("CLIPLayer", "T5LayerSelfAttention", "T5LayerFF")
 """Class names of ComfyUI's text modules that write residuals in place."""
 
@@ -26,10 +23,10 @@ _IN_PLACE = ("CLIPLayer", "T5LayerSelfAttention", "T5LayerFF")
 class HostTextModel:
     """A borrowed text encoder, through which gradients flow."""
 
-    def __init__(self, clip: CLIP, texts: HostTextEncoder | None = None) -> None:
-        self.clip = clip
+    def __init__(self, texts: HostTextEncoder) -> None:
         self.texts = texts
-        self.net: nn.Module = clip.cond_stage_model
+        self.clip = texts.clip
+        self.net: nn.Module = self.clip.cond_stage_model
         dtype = next(self.net.parameters()).dtype
         self.half_precision = dtype if dtype in (torch.bfloat16, torch.float16) else None
         self.blocks: Sequence[nn.Module] = blocks(self.net)
@@ -43,34 +40,31 @@ class HostTextModel:
             model.set_clip_options({"layer": self.clip.layer_idx})
         model.set_clip_options({"execution_device": device})
         with mm.cuda_device_context(device):
-            out = model.encode_token_weights(self.clip.tokenize(caption))
+            out = model.encode_token_weights(self.texts.tokenize(caption))
         cond, pooled, *more = out
         return {"cross_attn": cond, "pooled_output": pooled, **(more[0] if more else {})}
 
     def condition(self, caption: str, latent: Tensor) -> Condition:
         """The network's arguments for this caption and this size, with gradients."""
-        assert self.texts is not None
         return self.texts.conditions(self.encode(caption), latent)
 
 
 @contextmanager
-def borrowed_clip(clip: CLIP, texts: HostTextEncoder | None = None) -> Iterator[HostTextModel]:
+def borrowed_clip(texts: HostTextEncoder) -> Iterator[HostTextModel]:
     """The loaded text encoder, ready for autograd. Must be entered outside inference mode.
-
-    texts: makes whole conditions of what the text encoder says (`HostTextModel.condition`).
 
     On every way out modules, parameters and flags are the original objects again.
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError("borrowed_clip() needs torch.inference_mode(False) around it")
-    mm.load_models_gpu([clip.patcher], force_full_load=True)
-    net = clip.cond_stage_model
+    patcher, net = texts.clip.patcher, texts.clip.cond_stage_model
+    mm.load_models_gpu([patcher], force_full_load=True)
     with ExitStack() as loan:
         loan.enter_context(in_training())
-        loan.enter_context(kept_loaded(clip.patcher))
-        loan.enter_context(trainable_view(net, stage(clip.patcher)))
+        loan.enter_context(kept_loaded(patcher))
+        loan.enter_context(trainable_view(net, stage(patcher)))
         loan.enter_context(differentiable_kernels())
         known = by_class(net, _IN_PLACE)
         loan.enter_context(out_of_place(known, () if known else blocks(net)))
         loan.callback(net.reset_clip_options)
-        yield HostTextModel(clip, texts)
+        yield HostTextModel(texts)

@@ -14,14 +14,14 @@ from ..adapters.lora_file import read_lora
 from ..adapters.readers import read_start
 from ..adapters.start import StartingLora
 from ..config import TrainConfig
-from ..data.cache import SampleCache
+from ..data.cache import SampleCache, cut_to_fit
 from ..data.records import Dataset
 from ..errors import shortened
 from ..events import Emit, Notice
 from ..families import UNLISTED
 from ..files import sha256
 from ..ports import Loan
-from ..preflight import check
+from ..preflight import check, remarks
 from ..runs.finding import find_run, finished, run_key
 from ..runs.result import Result
 from ..session import Destination, train_lora
@@ -64,6 +64,8 @@ def train_on_loaded(
     start = _starting_lora(model, config)
     process = noise_process(model.get_model_object("model_sampling"))
     check(config, dataset, model.model.diffusion_model, process, start)
+    for remark in remarks(config, dataset):
+        emit(Notice(message=remark))
     steps = config.total_steps(dataset.shown)
     if model_family(model) is UNLISTED:
         name = type(model.model).__name__
@@ -74,8 +76,10 @@ def train_on_loaded(
         )
     prints = _fingerprints(model, clip, vae, config, emit)
     dataset = with_class_images(dataset, config.prior, model, clip, vae, prints, emit)
+    texts = HostTextEncoder(clip, model, config.objective.guidance, config.data.caption_syntax)
+    dataset, config = cut_to_fit(dataset, config, texts, emit)
     digest, loras, runs = dataset.digest, paths.lora_directory(), paths.runs_directory(config.name)
-    key = run_key(config, digest, prints)
+    key = run_key(config, dataset, prints)
     folder = None if new_run else find_run(runs, key, config, digest, steps, emit)
     if folder is not None and (done := finished(folder, config, steps, loras)):
         emit(
@@ -97,7 +101,6 @@ def train_on_loaded(
         trigger=dataset.trigger,
     )
     with torch.inference_mode(False):
-        texts = HostTextEncoder(clip, model, config.objective.guidance)
         cache = SampleCache(
             latents=HostLatentEncoder(vae, model),
             texts=texts,
@@ -112,7 +115,7 @@ def train_on_loaded(
             with ExitStack() as loans:
                 _make_room(model, clip if train_text else None)
                 denoiser = loans.enter_context(borrowed(_computing_in(model, config.memory.precision)))
-                text = loans.enter_context(borrowed_clip(clip, texts)) if train_text else None
+                text = loans.enter_context(borrowed_clip(texts)) if train_text else None
                 yield Loan(denoiser=denoiser, text=text)
 
         return train_lora(

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..config import TrainConfig
+from ..data.records import Dataset
 from ..errors import shortened
 from ..events import Emit, Notice
 from ..files import clear_unfinished, copy_as_new, sha256
+from ..text import has_prompt_syntax
 from .checkpoints import step_reached
 from .folder import RunFolder, previous_runs
 from .result import Result
@@ -24,20 +26,24 @@ changed formula, order of draws, or default."""
 _UNIMPORTANT = ("name ", "save.", "preview.", "validation.every ", "validation.keep", "validation.patience")
 
 
-def run_key(config: TrainConfig, dataset: str, models: Sequence[str]) -> str:
+def run_key(config: TrainConfig, dataset: Dataset, models: Sequence[str]) -> str:
     """Two runs with one key are the same run, however long: sha256 of all that decides the weights.
 
-    dataset: `Dataset.digest`. models: fingerprints of model, text encoder and VAE. Left out are the name, the
-    number of steps, what trades time for memory, previews and measurements, and settings that have their
-    default: an option that a later version adds changes no key. What is held out counts by the dataset's
-    digest.
+    models: fingerprints of model, text encoder and VAE. Left out are the name, the number of steps, what
+    trades time for memory, previews and measurements, and settings that have their default: an option that a
+    later version adds changes no key. What is held out counts by the dataset's digest. caption_syntax counts
+    where a caption has syntax; "comfyui" changes no key, since it was the only one at first.
     """
     matters, defaults = config.to_dict(), TrainConfig().to_dict()
     for name in ("name", "steps", "epochs", "save", "preview", "validation"):
         del matters[name]
     matters["memory"] = {"precision": config.memory.precision}
+    syntax = matters["data"].pop("caption_syntax")
     matters = _changed(matters, defaults)
-    text = json.dumps([MATHEMATICS, matters, dataset, list(models)], sort_keys=True)
+    captions = (config.prior.class_prompt, *(r.caption for r in dataset.records))
+    if syntax == "text" and any(map(has_prompt_syntax, captions)):
+        matters["caption_syntax"] = syntax
+    text = json.dumps([MATHEMATICS, matters, dataset.digest, list(models)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
