@@ -103,11 +103,26 @@ def write_lora(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
 
 
 def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file."""
+    """Tensors and metadata of a safetensors file.
+
+    Raises LoraFileError; what the tensors are is checked by `shapes`.
+    """
     try:
+        if not path.is_file():
+            raise LoraFileError(f"{path.name} {_instead_of_a_file(path)}; refresh the list of LoRA files")
         with safe_open(path, framework="pt") as f:
-            return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}  # noqa: SIM118 - not a dict
-    except FileNotFoundError as error:
-        raise LoraFileError(f"{path.name} does not exist; refresh the list of LoRA files") from error
+            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 - not a dict
+            metadata = f.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise LoraFileError(f"{path.name} is not a readable safetensors file ({error})") from error
+        raise LoraFileError(
+            f"{path.name} is not a readable safetensors file ({error}); choose another one"
+        ) from error
+    return tensors, metadata
+
+
+def _instead_of_a_file(path: Path) -> str:
+    if path.is_symlink() and not path.exists():
+        return "is a link to nothing"
+    if path.is_dir():
+        return "is a folder"
+    return "is no regular file" if path.exists() else "does not exist"
