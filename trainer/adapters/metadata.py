@@ -15,6 +15,7 @@ from .kinds import KINDS, Kind
 
 CONFIG = "in_graph_lora.config"
 DORA_NORM = "in_graph_lora.dora_norm"
+"""What a file's `dora_scale` is over: "base" ‖W‖, as ComfyUI reads it; "merged" ‖W + ΔW‖, as LyCORIS does."""
 
 _ARCHITECTURES = {
     "sd_v1": "stable-diffusion-v1",
@@ -80,7 +81,7 @@ def training_metadata(
         "in_graph_lora.dataset": dataset_digest,
     }
     if kind.name == "dora":
-        entries[DORA_NORM] = "base"
+        entries[DORA_NORM] = "merged" if adapter.get("file_names") == "lycoris" else "base"
     return {key: value for key, value in entries.items() if value}
 
 

@@ -221,7 +221,8 @@ def _lokr(prefix: str, roles: Roles, weight: Shape) -> tuple[dict[str, Tensor], 
         alpha = _alpha(prefix, roles, float(rank))
         return {"lokr_w1": w1, "lokr_w2_a": w2_a, "lokr_w2_b": w2_b}, rank, alpha
     w2 = values["lokr_w2"]
-    w2 = w2.reshape(len(w2), -1, *weight[2:])
+    if len(weight) != 3:  # peft takes a w2 of three dimensions for another product
+        w2 = w2.reshape(len(w2), -1, *weight[2:])
     if rank:
         w1 = w1 * (_alpha(prefix, roles, float(rank)) / rank)
     full = max(w2.shape[:2])  # a rank from which on peft, too, keeps w2 whole

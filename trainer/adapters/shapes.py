@@ -4,7 +4,7 @@
            Tucker: lora_A [r, in], lora_mid [r, r, k, k]
     loha   (w1_a [out, r] · w1_b [r, in·k…]) ∘ (w2_a · w2_b)
            Tucker: w_a [r, out], w_b [r, in], t1 and t2 [r, r, k, k]
-    lokr   w1 [a, c] ⊗ w2 [b, d] or [b, d, k, k], where a·b = out and c·d = in
+    lokr   w1 [a, c] ⊗ w2 [b, d] or [b, d, k…], where a·b = out and c·d = in
            each may be a product, _a · _b; w2 also Tucker's, with t2
     oft    oft_blocks [n, s, s], where n·s = out; with four dimensions BOFT, [stages, n, s, s]
     diff, w_norm, set_weight    the weight's own shape; diff_b, b_norm the bias's
@@ -175,7 +175,7 @@ def _lokr(roles: Roles) -> Shape:
         whole = roles.get(w)
         factors.append(_product(roles, f"{w}_a", f"{w}_b", core) if whole is None else tuple(whole.shape))
     w1, w2 = factors
-    if len(w1) != 2 or len(w2) not in (2, 4):
+    if len(w1) != 2 or len(w2) not in (2, 3, 4):
         raise _Misfit(f"multiplies {_spelled(w1)} with {_spelled(w2)} as a Kronecker product")
     return w1[0] * w2[0], w1[1] * w2[1], *w2[2:]
 
