@@ -14,15 +14,15 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from in_graph_lora.trainer.adapters.inject import injected
+from in_graph_lora.trainer.adapters.inject import injected, planned
 from in_graph_lora.trainer.adapters.lora_file import file_tensors, read_lora, write_lora
-from in_graph_lora.trainer.adapters.metadata import DORA_NORM, tag_frequency, training_metadata
+from in_graph_lora.trainer.adapters.metadata import CONFIG, DORA_NORM, tag_frequency, training_metadata
 from in_graph_lora.trainer.adapters.names import FileName, Rows, find, split_key
 from in_graph_lora.trainer.adapters.readers import read_start, with_alpha
 from in_graph_lora.trainer.adapters.shapes import LayerShape
 from in_graph_lora.trainer.adapters.targets import target_layers
 from in_graph_lora.trainer.config import AdapterConfig, TrainConfig
-from in_graph_lora.trainer.errors import LoraFileError, StorageError
+from in_graph_lora.trainer.errors import ConfigError, LoraFileError, StorageError
 from in_graph_lora.trainer.files import copy_as_new
 
 LAYER = "blocks.0.attn.to_q"
@@ -105,7 +105,9 @@ def test_dora_of_others_is_over_the_merged_norm_and_ours_over_the_bases():
     x = torch.randn(4, 12)
     base = net.get_submodule(LAYER)
     full = base.weight + file[f"{LAYER}.lora_B.weight"] @ file[f"{LAYER}.lora_A.weight"]
-    for metadata, norm in (({}, full), ({DORA_NORM: "base"}, base.weight)):
+    ours = {DORA_NORM: "base"}
+    unsaid = {CONFIG: "{}"}  # written before a file that went on from a DoRA said it
+    for metadata, norm in (({}, full), (ours, base.weight), (unsaid, base.weight)):
         start = read_start(file, ALIASES, SHAPES, metadata=metadata)
         with injected(net, AdapterConfig(), seed=0, start=start) as adapter:
             assert adapter.config.kind == "dora"
@@ -218,6 +220,13 @@ def test_diffusers_names_are_refused_for_kinds_that_diffusers_cannot_read():
         pytest.raises(LoraFileError, match="diffusers cannot read kind lokr"),
     ):
         file_tensors(adapter, {LAYER: FileName("unet.x")})
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr", "oft"])
+def test_what_diffusers_cannot_read_is_refused_before_training(kind):
+    config = AdapterConfig(kind=kind, rank=2, targets=f"regex:{LAYER}", file_names="diffusers")
+    with pytest.raises(ConfigError, match=f"diffusers cannot read kind {kind}; set file_names to comfyui"):
+        planned(make_net(), config)
 
 
 def test_metadata_says_what_other_tools_show_and_holds_the_whole_config():

@@ -193,7 +193,13 @@ def planned(net: nn.Module, config: AdapterConfig, start: StartingLora | None = 
         for name in target_layers(net, config.targets, convolutions=config.kind == "locon"):
             rank = int(rules.value(name, config.rank))
             plans[name] = LayerPlan(rank, config.alpha or float(rank))
-    if config.file_names == "lycoris" and (start.kind if start else config.kind) == "oft":
+    kind = start.kind if start else config.kind
+    if config.file_names == "diffusers" and not KINDS[kind].has_b:
+        raise ConfigError(
+            f"diffusers cannot read kind {kind}; set file_names to comfyui, or choose"
+            f" one of {', '.join(k for k in KINDS if KINDS[k].has_b)}"
+        )
+    if config.file_names == "lycoris" and kind == "oft":
         for name, plan in plans.items():
             _check_lycoris_block(name, output_size(net.get_submodule(name)), plan.rank)
     return plans

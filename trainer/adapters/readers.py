@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import LoraFileError, shortened
 from .kinds import KINDS
-from .metadata import DORA_NORM
+from .metadata import CONFIG, DORA_NORM
 from .names import Rows, by_layer, find, is_text_encoder, split_key, unplaced
 from .shapes import LayerShape, Roles, Shape, check_layer
 from .start import StartingLora
@@ -45,7 +45,9 @@ def read_start(
     for layer, pieces in _by_layer(modules, aliases).items():
         read = _read_pieces(layer, kind, pieces, shapes[layer].weight, file_alpha)
         layers[layer], ranks[layer], alphas[layer] = read
-    over_base = (metadata or {}).get(DORA_NORM) == "base"
+    about = metadata or {}
+    # Our files that went on from a DoRA did not always say which norm; it was ComfyUI's.
+    over_base = about.get(DORA_NORM, "base" if CONFIG in about else "merged") == "base"
     return StartingLora(
         kind=kind,
         layers=layers,
