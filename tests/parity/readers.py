@@ -25,7 +25,7 @@ Output = Callable[[Tensor], Tensor]
 
 
 def output_of(module: Any) -> Output:
-    base = module.get_base_layer() if hasattr(module, "get_base_layer") else module
+    base = getattr(module, "base_layer", module)
     bias = torch.zeros(()) if base.bias is None else base.bias.detach()
     shape = (-1, *[1] * (base.weight.ndim - 2))
 

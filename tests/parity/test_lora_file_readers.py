@@ -1,11 +1,15 @@
 """Each kind, in each spelling, in the programs that read it: the layer's change as it was in training.
 
-docs/adapters.md has the same table. What a reader refuses or reads otherwise is listed here with the reason,
-and the test fails when that is no longer so.
+docs/adapters.md has the same table; IGL_WRITE_DOCS=1 in the environment of this test writes it anew.
+What a reader refuses or reads otherwise is listed here with the reason, and the test fails when that is no
+longer so.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,8 @@ import comfy.lora
 import diffusers.loaders as loaders
 import pytest
 import torch
+from lycoris.modules.loha import LohaModule
+from lycoris.modules.lokr import LokrModule
 from parity import ours, readers
 from parity.case import Case
 from parity.families import CASES
@@ -23,13 +29,22 @@ from in_graph_lora.trainer.adapters.kinds import KINDS
 from in_graph_lora.trainer.adapters.lora_file import file_tensors, read_lora, write_lora
 from in_graph_lora.trainer.adapters.metadata import training_metadata
 from in_graph_lora.trainer.adapters.names import FileName
+from in_graph_lora.trainer.adapters.readers import read_start
 from in_graph_lora.trainer.config import ADAPTER_FILE_NAMES, ADAPTER_KINDS, AdapterConfig, TrainConfig
 from in_graph_lora.trainer.errors import ConfigError
 from in_graph_lora.trainer.host import lora as host
 
 CLOSE = 1e-5
 """Error of a layer's change, relative to its size."""
-READERS = ("comfyui", "apply lora", "lycoris forward", "lycoris merge", "diffusers")
+READERS = {
+    "comfyui": "Load LoRA",
+    "apply lora": "Apply LoRA, by file",
+    "start from": "start_from",
+    "lycoris forward": "LyCORIS, applied",
+    "lycoris merge": "LyCORIS, merged",
+    "diffusers": "diffusers",
+}
+OURS = ("apply lora", "start from")
 STYLES = [
     (kind, style)
     for kind in ADAPTER_KINDS
@@ -46,15 +61,10 @@ OTHERWISE = {
     ("dora", "lycoris", "diffusers"),
 }
 REFUSED = {
-    # It reads no LyCORIS kinds of SD 1.
+    # It does not know these kinds of SD 1.
     *((kind, s, "diffusers") for kind in ("loha", "lokr", "oft") for s in ("comfyui", "lycoris")),
     # They do not know diffusers' names.
-    *(
-        (kind, "diffusers", r)
-        for kind in ADAPTER_KINDS
-        for r in READERS
-        if r not in ("apply lora", "diffusers")
-    ),
+    *((kind, "diffusers", r) for kind in ADAPTER_KINDS for r in READERS if r not in (*OURS, "diffusers")),
 }
 SD15_LAYERS = r"regex:input_blocks\.1\..*(attn2\.to_[qk]|to_out\.0|ff\.net\.2|in_layers\.2|proj_in)$"
 """Linear layers, square and not, and convolutions of 1 × 1 and 3 × 3."""
@@ -94,12 +104,19 @@ class Trained:
         found = output(self.x[layer]) - self.base[layer]
         return float((found - self.change[layer]).norm() / self.change[layer].norm())
 
-    def saved(self, path: Path) -> dict[str, Tensor]:
+    def saved(self, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Written and read, as the nodes do it."""
         config = TrainConfig(adapter=self.config).to_dict()
         about = training_metadata(config, base_model="sd_v1", steps=1, alpha=3.0, rank=4)
         write_lora(self.tensors, path, about)
-        return read_lora(path)[0]
+        return read_lora(path)
+
+    def started(self, patcher: Any, tensors: dict[str, Tensor], metadata: dict[str, str]) -> list[float]:
+        """By an adapter whose training goes on from the file."""
+        aliases, shapes = host.aliases(patcher), host.layer_shapes(patcher)
+        start = read_start(tensors, aliases, shapes, metadata=metadata)
+        with torch.inference_mode(False), injected(self.net, AdapterConfig(), seed=1, start=start) as adapter:
+            return [self.error(name, readers.output_of(layer)) for name, layer in adapter.layers.items()]
 
     def by_comfyui(self, patcher: Any, patched: Any) -> list[float]:
         return [self.error(name, readers.by_comfyui(patcher, patched, name)) for name in self.x]
@@ -132,32 +149,90 @@ def sd15():
     return patcher, case.theirs({k: v.clone() for k, v in weights.items()}).eval().requires_grad_(False)
 
 
+def errors(sd15: Any, made: Trained, reader: str, path: Path) -> list[float]:
+    patcher, unet = sd15
+    if reader == "comfyui":
+        return made.by_comfyui(patcher, readers.stock(patcher, made.tensors, len(made.x)))
+    if reader == "apply lora":
+        read, _ = made.saved(path)
+        return made.by_comfyui(patcher, host.apply_lora(patcher, None, read, 1.0, 1.0)[0])
+    if reader == "start from":
+        return made.started(patcher, *made.saved(path))
+    if reader == "diffusers":
+        net = readers.by_diffusers(loaders.StableDiffusionLoraLoaderMixin, "unet", unet, made.tensors)
+        return made.by_module(net, host._unet_names(patcher))
+    return made.by_lycoris(unet, reader)
+
+
+Figure = Callable[[str, str, str], "float | None"]
+
+
+@pytest.fixture(scope="module")
+def figure(sd15, tmp_path_factory) -> Figure:
+    """(kind, spelling, reader) → the largest error of a layer, or None where the file is not read."""
+    path = tmp_path_factory.mktemp("readers") / "x.safetensors"
+
+    @cache
+    def measured(kind: str, style: str, reader: str) -> float | None:
+        made = trained(sd15[0], kind, style, SD15_LAYERS)
+        try:
+            return max(errors(sd15, made, reader, path))
+        except (readers.NotReadError, ValueError):
+            return None
+
+    return measured
+
+
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(("kind", "style"), STYLES)
-def test_a_reader_gives_each_layer_the_change_that_was_trained(sd15, kind, style, reader, tmp_path):
-    patcher, unet = sd15
-    made = trained(patcher, kind, style, SD15_LAYERS)
-
-    def errors() -> list[float]:
-        if reader == "comfyui":
-            return made.by_comfyui(patcher, readers.stock(patcher, made.tensors, len(made.x)))
-        if reader == "apply lora":
-            read = made.saved(tmp_path / "x.safetensors")
-            return made.by_comfyui(patcher, host.apply_lora(patcher, None, read, 1.0, 1.0)[0])
-        if reader == "diffusers":
-            loader = loaders.StableDiffusionLoraLoaderMixin
-            return made.by_module(
-                readers.by_diffusers(loader, "unet", unet, made.tensors), host._unet_names(patcher)
-            )
-        return made.by_lycoris(unet, reader)
-
+def test_a_reader_gives_each_layer_the_change_that_was_trained(figure, kind, style, reader):
+    error = figure(kind, style, reader)
     if (kind, style, reader) in REFUSED:
-        with pytest.raises((readers.NotReadError, ValueError)):
-            errors()
-    elif (kind, style, reader) in OTHERWISE:
-        assert max(errors()) > 1000 * CLOSE
+        assert error is None
     else:
-        assert max(errors()) < CLOSE
+        assert error is not None
+        otherwise = (kind, style, reader) in OTHERWISE
+        assert error > 1000 * CLOSE if otherwise else error < CLOSE
+
+
+def table(figure: Figure) -> str:
+    def cell(error: float | None) -> str:
+        return "not read" if error is None else "exact" if error < CLOSE else f"{error:.0%} off"
+
+    head = f"| kind | `file_names` | {' | '.join(READERS.values())} |\n{'|---' * (len(READERS) + 2)}|\n"
+    rows = (
+        f"| {kind} | {style} | {' | '.join(cell(figure(kind, style, r)) for r in READERS)} |\n"
+        for kind, style in STYLES
+    )
+    return head + "".join(rows)
+
+
+def test_the_table_in_the_docs_is_what_was_measured(figure, repo_root):
+    page = repo_root / "docs" / "adapters.md"
+    text, found = page.read_text(encoding="utf-8"), table(figure)
+    start = text.index(found.partition("\n")[0])
+    end = text.index("\n\n", start) + 1
+    if os.environ.get("IGL_WRITE_DOCS"):
+        text = text[:start] + found + text[end:]
+        page.write_text(text, encoding="utf-8")
+    assert found in text, "write it anew: IGL_WRITE_DOCS=1 python dev.py test"
+
+
+ALPHA_APART = {"loha": "hada_w1_a", "lokr": "lokr_w1"}
+
+
+@pytest.mark.parametrize("reader", ["comfyui", "apply lora", "start from", "lycoris forward"])
+@pytest.mark.parametrize("kind", ALPHA_APART)
+def test_loha_and_lokr_with_alpha_apart_are_read_too(sd15, kind, reader, tmp_path):
+    """As LyCORIS writes them, and as we did: the product without α/r, which the file has as alpha."""
+    made = trained(sd15[0], kind, "comfyui", SD15_LAYERS)
+    for key in [k for k in made.tensors if k.endswith(ALPHA_APART[kind])]:
+        prefix = key.partition(".")[0]
+        if kind == "lokr" and f"{prefix}.lokr_w2" in made.tensors:
+            continue  # without a rank it has no scale
+        made.tensors[key] /= 3 / 4
+        made.tensors[f"{prefix}.alpha"] = torch.tensor(3.0)
+    assert max(errors(sd15, made, reader, tmp_path / "x.safetensors")) < CLOSE
 
 
 @pytest.mark.parametrize("reader", ["comfyui", "lycoris forward", "lycoris merge"])
@@ -225,6 +300,33 @@ def test_lycoris_refuses_a_factored_lokr_of_some_convolutions_and_reads_it_multi
     net, made = alone(nn.Conv2d(1920, 640, 3, padding=1, bias=False), "lokr", "lycoris")
     assert of_comfyui(net, made) < CLOSE
     assert max(made.by_lycoris(net, "lycoris forward") + made.by_lycoris(net, "lycoris merge")) < CLOSE
+
+
+def own_of_lycoris(cls: type, layer: nn.Module) -> Any:
+    """A module that LyCORIS makes itself, with α/r = ½."""
+    torch.manual_seed(0)
+    own = cls("lora_unet_blocks_0", layer, lora_dim=4, alpha=2)
+    for p in own.parameters():
+        p.data = torch.randn(p.shape) / 10
+    return own
+
+
+@pytest.mark.parametrize("cls", [LohaModule, LokrModule])
+def test_lycoris_merges_its_own_loha_and_lokr_at_half_the_strength_that_it_trains(cls):
+    """It multiplies by α/r twice: only a file whose α is r does the same in all readers."""
+    layer, x = nn.Linear(320, 320), torch.randn(5, 320)
+    own, base = own_of_lycoris(cls, layer), readers.output_of(layer)(x)
+    merged, applied = readers.by_lycoris_merge(own)(x) - base, readers.by_lycoris_forward(own)(x) - base
+    torch.testing.assert_close(merged, applied / 2)
+
+
+def test_lycoris_refuses_a_lokr_of_some_convolutions_that_it_made_itself():
+    net = nn.Module()
+    net.blocks = nn.ModuleList([nn.Conv2d(1920, 640, 3, bias=False)])
+    own = own_of_lycoris(LokrModule, net.blocks[0]).state_dict()
+    file = {f"lora_unet_blocks_0.{key}": value for key, value in own.items()}
+    with pytest.raises(RuntimeError, match="size"), readers.lycoris_modules(net, file):
+        pass
 
 
 def test_lycoris_refuses_large_oft_blocks_and_its_spelling_refuses_them_before_training():
