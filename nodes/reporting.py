@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from ..trainer.events import Event, Notice, Phase, PreviewSaved, StepDone, Validated
-from ..trainer.host.active import Running
+from ..trainer.host.active import ActiveRun
 from ..trainer.host.progress import NodeProgress
 
 _SEND_EVERY = 0.2  # seconds: the page redraws for every event
@@ -20,7 +20,7 @@ _SEND_EVERY = 0.2  # seconds: the page redraws for every event
 class Reporter:
     """Call it with events. `notices` collects what the user must be told at the end too."""
 
-    def __init__(self, node_id: str | None, training: Running) -> None:
+    def __init__(self, node_id: str | None, training: ActiveRun) -> None:
         self.progress = NodeProgress(node_id)
         self.training = training
         self.notices: list[str] = []

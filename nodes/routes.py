@@ -19,12 +19,17 @@ async def stop(request: web.Request) -> web.Response:
 
 
 async def progress(request: web.Request) -> web.Response:
-    """GET: what the training of a node has sent so far, for a page that was opened after its start."""
+    """GET: what the training of a node has sent so far, for a page that was opened after its start.
+
+    ?since=N leaves out what came up to step N.
+    """
     node_id = request.match_info["node_id"]
     training = find(node_id)
     if training is None:
         return _trains_nothing(node_id)
-    return web.json_response({"progress": training.history})
+    since = request.query.get("since", "")
+    history = training.history(int(since) if since.isdecimal() and len(since) < 10 else -1)
+    return web.Response(text=f'{{"progress": {history}}}', content_type="application/json")
 
 
 def _trains_nothing(node_id: str) -> web.Response:

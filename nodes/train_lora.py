@@ -18,7 +18,7 @@ from ..trainer.config import (
     check_name,
 )
 from ..trainer.errors import ConfigError
-from ..trainer.host.active import running
+from ..trainer.host.active import active, record_stop, stops
 from ..trainer.host.paths import output_image
 from ..trainer.host.training import train_on_loaded
 from .reporting import Reporter
@@ -152,6 +152,11 @@ class TrainLoRA(io.ComfyNode):
         return True
 
     @classmethod
+    def fingerprint_inputs(cls, name: str | None = None, **_: object) -> int:
+        """A stopped run is no result to keep: the same graph goes on with it."""
+        return stops(name)
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -190,7 +195,7 @@ class TrainLoRA(io.ComfyNode):
             save=preview.save,
             data=DataConfig(batch_size=batch_size, resolution=dataset.resolution),
         )
-        with running(cls.hidden.unique_id) as training:
+        with active(cls.hidden.unique_id) as training:
             emit = Reporter(cls.hidden.unique_id, training)
             result = train_on_loaded(
                 model,
@@ -202,6 +207,8 @@ class TrainLoRA(io.ComfyNode):
                 new_run=existing_run == NEW_RUN,
                 stop_requested=training.stop_requested,
             )
+        if result.stopped:
+            record_stop(config.name)
         shown = {
             "lora_path": str(result.path),
             "run_dir": str(result.run),

@@ -6,6 +6,7 @@ A misspelt field is a TypeError; a value out of range is a `ConfigError` that na
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -21,6 +22,21 @@ _BAD_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 def _check(ok: bool, message: str) -> None:
     if not ok:
         raise ConfigError(message)
+
+
+def _check_range(settings: Any, low: float, high: float, *names: str, hint: str = "") -> None:
+    """high: math.inf for numbers without a bound, which still have to be finite."""
+    bounds = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:.12g}"
+    for name in names:
+        value = getattr(settings, name)
+        ok = low <= value <= high and math.isfinite(value)
+        _check(ok, f"{name} is {value}; choose {bounds}{hint and f' ({hint})'}")
+
+
+def _check_positive(settings: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        _check(0 < value < math.inf, f"{name} is {value}; choose a number above 0")
 
 
 def check_name(name: str) -> str:
@@ -68,11 +84,10 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         _check(self.kind in ADAPTER_KINDS, f"kind is {self.kind!r}; choose one of {', '.join(ADAPTER_KINDS)}")
-        _check(1 <= self.rank <= 1024, f"rank is {self.rank}; choose 1 to 1024 (4 to 32 is usual)")
-        _check(self.alpha >= 0, f"alpha is {self.alpha}; choose 0 (equal to the rank) or a positive number")
+        _check_range(self, 1, 1024, "rank", hint="4 to 32 is usual")
+        _check_range(self, 0, math.inf, "alpha", "start_alpha", hint="0: equal to the rank")
         _check(0 <= self.dropout < 1, f"dropout is {self.dropout}; choose 0 (off) to 0.9 (0.1 is usual)")
         _check(self.init in ADAPTER_INITS, f"init is {self.init!r}; choose gaussian or kaiming")
-        _check(self.start_alpha >= 0, f"start_alpha is {self.start_alpha}; choose 0 (the rank) or more")
         _check(
             self.file_names in ADAPTER_FILE_NAMES,
             f"file_names is {self.file_names!r}; choose one of {', '.join(ADAPTER_FILE_NAMES)}",
@@ -131,20 +146,29 @@ class ObjectiveConfig:
     timestep_sampling: str = "auto"
     """Distribution of noise levels; "auto" is uniform, for flow models with the model's own shift."""
     t_min: float = 0.0
+    """Lowest time fraction that is trained; 0 is the clean picture."""
     t_max: float = 1.0
-    """Range of the time fraction that is trained: 0 is the clean picture, 1 is noise."""
+    """Highest time fraction that is trained; 1 is noise."""
     shift: float = 0.0
     """Time shift s of "shift" and "resolution_shift"; 0 is the model's own. Other methods: 0 is none."""
     logit_mean: float = 0.0
+    """Mean m of "logit_normal"; below 0 trains cleaner pictures more."""
     logit_std: float = 1.0
+    """Standard deviation of "logit_normal"."""
     sigmoid_scale: float = 1.0
+    """Factor on the normal draw of "sigmoid", "shift" and "resolution_shift"."""
     mode_scale: float = 1.29
+    """Scale s of "mode": -1 to 2/(π − 2), where the density stays positive (Esser et al. 2024, eq. 20)."""
     weighting: str = "none"
     """Weight of the loss along the noise schedule; see `trainer.loss.loss_weight`."""
     min_snr_gamma: float = 5.0
+    """γ of "min_snr": the signal-to-noise ratio from which on weights fall."""
     loss: str = "mse"
+    """One of LOSSES: the distance d of an element."""
     huber_c: float = 0.1
+    """Where "huber" turns from a square into a line."""
     huber_schedule: str = "snr"
+    """How huber_c follows the noise level; one of HUBER_SCHEDULES."""
     noise_offset: float = 0.0
     """Standard deviation of a noise that is constant over each channel (0.05 to 0.1 is usual)."""
     input_perturbation: float = 0.0
@@ -167,15 +191,11 @@ class ObjectiveConfig:
             0 <= self.t_min < self.t_max <= 1,
             f"t_min is {self.t_min} and t_max is {self.t_max}; choose 0 <= t_min < t_max <= 1",
         )
-        for name in ("caption_dropout", "unmasked_weight"):
-            value = getattr(self, name)
-            _check(0 <= value <= 1, f"{name} is {value}; choose 0 to 1")
-        for name in ("shift", "noise_offset", "input_perturbation", "guidance"):
-            value = getattr(self, name)
-            _check(value >= 0, f"{name} is {value}; choose 0 or more")
-        for name in ("min_snr_gamma", "huber_c", "logit_std", "sigmoid_scale"):
-            value = getattr(self, name)
-            _check(value > 0, f"{name} is {value}; choose a number above 0")
+        _check_range(self, 0, 1, "caption_dropout", "unmasked_weight")
+        _check_range(self, 0, math.inf, "shift", "noise_offset", "input_perturbation", "guidance")
+        _check_range(self, -100, 100, "logit_mean")
+        _check_range(self, -1, 1.75, "mode_scale")
+        _check_positive(self, "min_snr_gamma", "huber_c", "logit_std", "sigmoid_scale")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,17 +203,24 @@ class PriorConfig:
     """How the class is kept while its member is learned; formulas in `trainer.step`."""
 
     method: str = "none"
+    """One of PRIOR_METHODS."""
     weight: float = 1.0
+    """Factor on the prior, which is added to the loss."""
     class_prompt: str = ""
+    """Prompt of class pictures that are made, and of output preservation: what is kept."""
     class_images: int = 100
     """Class pictures wanted; what the dataset lacks is sampled from the class prompt by the base."""
     steps: int = 20
+    """Sampling steps of class pictures that are made."""
     cfg: float = 7.0
+    """Guidance scale of class pictures that are made."""
 
     def __post_init__(self) -> None:
         _check_choice("method", self.method, PRIOR_METHODS)
-        _check(self.weight >= 0, f"weight is {self.weight}; choose 0 or more (1 is usual)")
-        _check(0 <= self.class_images <= 10_000, f"class_images is {self.class_images}; choose 0 to 10000")
+        _check_range(self, 0, math.inf, "weight", hint="1 is usual")
+        _check_range(self, 0, 10_000, "class_images")
+        _check_range(self, 1, 1000, "steps", hint="20 is usual")
+        _check_range(self, 0, 100, "cfg")
         if self.method == "output_preservation":
             _check(
                 bool(self.class_prompt.strip()),
@@ -212,15 +239,21 @@ class PriorConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
     name: str = "adamw"
+    """One of OPTIMIZERS."""
     learning_rate: float = 1e-4
+    """Highest rate of the run."""
     text_encoder_lr: float = 0.0
     """Learning rate of a LoRA on the text encoder; 0 leaves the text encoder frozen."""
     weight_decay: float = 0.01
+    """Decoupled, as in AdamW."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the averages of gradient and squared gradient; lion has its own second one."""
     eps: float = 1e-8
+    """Added to the root of the squared gradient."""
     lora_plus_ratio: float = 1.0
     """LoRA+: B learns this many times faster than A (16 in Hayou et al. 2024)."""
     schedule: str = "cosine"
+    """One of SCHEDULES: the learning rate after the warm-up."""
     warmup_steps: int = -1
     """Steps of linear warm-up; -1 means 5 % of the run, at most 100."""
     cycles: int = 1
@@ -239,18 +272,16 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         _check_choice("optimizer", self.name, OPTIMIZERS)
         _check_choice("schedule", self.schedule, SCHEDULES)
-        for name in ("learning_rate", "text_encoder_lr"):
-            lr = getattr(self, name)
-            # Prodigy is run at 1; nothing sensible lies above.
-            _check(0 <= lr <= 1, f"{name} is {lr}; choose 0 to 1 (1e-4 is usual)")
-        for name in ("weight_decay", "max_grad_norm"):
-            value = getattr(self, name)
-            _check(value >= 0, f"{name} is {value}; choose 0 or more")
-        _check(self.warmup_steps >= -1, f"warmup_steps is {self.warmup_steps}; choose -1 (automatic) or more")
-        _check(1 <= self.accumulation <= 4096, f"accumulation is {self.accumulation}; choose 1 to 4096")
+        # Prodigy is run at 1; nothing sensible lies above.
+        _check_range(self, 0, 1, "learning_rate", "text_encoder_lr", hint="1e-4 is usual")
+        _check_range(self, 0, math.inf, "weight_decay", "max_grad_norm")
+        in_range = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        _check(in_range, f"betas are {self.betas}; choose two numbers from 0 to below 1")
+        _check_range(self, -1, math.inf, "warmup_steps", hint="-1: automatic")
+        _check_range(self, 1, 4096, "accumulation")
         _check(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}; choose 0 (off) to 0.9999")
-        _check(self.lora_plus_ratio > 0, f"lora_plus_ratio is {self.lora_plus_ratio}; choose 1 (off) to 32")
-        _check(self.cycles >= 1, f"cycles is {self.cycles}; choose 1 or more")
+        _check_positive(self, "eps", "lora_plus_ratio", "power")
+        _check_range(self, 1, math.inf, "cycles")
 
     def warmup_for(self, steps: int) -> int:
         return min(100, steps // 20) if self.warmup_steps < 0 else self.warmup_steps
@@ -259,10 +290,13 @@ class OptimizerConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     batch_size: int = 1
+    """Pictures in a batch."""
     resolution: int = 512
+    """Side of the square whose area a picture has at most; pixels."""
 
     def __post_init__(self) -> None:
-        _check(1 <= self.batch_size <= 1024, f"batch_size is {self.batch_size}; choose 1 to 1024")
+        _check_range(self, 1, 1024, "batch_size")
+        _check_range(self, 16, 8192, "resolution")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -275,7 +309,7 @@ class MemoryConfig:
     """torch.compile for each block: slower start, faster steps."""
 
     def __post_init__(self) -> None:
-        _check(self.checkpointing >= 0, f"checkpointing is {self.checkpointing}; choose 0 (off), 1 or more")
+        _check_range(self, 0, math.inf, "checkpointing", hint="0: off")
         _check_choice("precision", self.precision, PRECISIONS)
 
 
@@ -290,8 +324,8 @@ class SaveConfig:
         return self.every > 0 and step % self.every == 0
 
     def __post_init__(self) -> None:
-        _check(self.every >= 0, f"every is {self.every}; choose 0 (only at the end) or more steps")
-        _check(self.keep >= 1, f"keep is {self.keep}; choose 1 or more")
+        _check_range(self, 0, math.inf, "every", hint="0: only at the end")
+        _check_range(self, 1, math.inf, "keep")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -301,26 +335,30 @@ class PreviewConfig:
     prompts: tuple[str, ...] = ()
     """One picture each; none means no previews."""
     negative: str = ""
+    """What the pictures shall not show."""
     every: int = 100
     """Steps between previews. Step 0, the untouched model, and the last step are always shown."""
     seed: int = 0
     """Of the first prompt's picture; the next ones count up. The same at every step."""
     steps: int = 20
+    """Sampling steps."""
     cfg: float = 7.0
+    """Guidance scale; at 1 the negative prompt is not used."""
     sampler_name: str = "euler"
+    """As ComfyUI's KSampler lists it."""
     scheduler: str = "normal"
+    """As ComfyUI's KSampler lists it."""
     width: int = 0
     """Pixels; 0 is the resolution of the dataset."""
     height: int = 0
+    """Pixels; 0 is the resolution of the dataset."""
 
     def __post_init__(self) -> None:
-        _check(self.every >= 1, f"every is {self.every}; choose 1 or more steps between previews")
-        _check(1 <= self.steps <= 1000, f"sampling steps is {self.steps}; choose 1 to 1000 (20 is usual)")
-        _check(0 <= self.cfg <= 100, f"cfg is {self.cfg}; choose 0 to 100")
+        _check_range(self, 1, math.inf, "every")
+        _check_range(self, 1, 1000, "steps", hint="20 is usual")
+        _check_range(self, 0, 100, "cfg")
         _check(0 <= self.seed < 2**64, f"seed is {self.seed}; choose 0 to 2^64 - 1")
-        for name in ("width", "height"):
-            value = getattr(self, name)
-            _check(0 <= value <= 8192, f"{name} is {value}; choose 0 (the dataset's resolution) to 8192")
+        _check_range(self, 0, 8192, "width", "height", hint="0: the dataset's resolution")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -337,9 +375,9 @@ class ValidationConfig:
     """Stop after this many measurements without a new lowest loss; 0 never stops early."""
 
     def __post_init__(self) -> None:
-        _check(self.held_out >= 0, f"held_out is {self.held_out}; choose 0 (no validation) or more pictures")
-        _check(self.every >= 1, f"every is {self.every}; choose 1 or more steps between measurements")
-        _check(self.patience >= 0, f"patience is {self.patience}; choose 0 (never stop early) or more")
+        _check_range(self, 0, math.inf, "held_out", hint="0: no validation")
+        _check_range(self, 1, math.inf, "every")
+        _check_range(self, 0, math.inf, "patience", hint="0: never stop early")
         for name in ("keep_best", "patience"):
             value = getattr(self, name)
             _check(
@@ -355,11 +393,13 @@ _FORMER = {("data", "digest")}
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     name: str = "my_lora"
+    """File name of the LoRA, and folder of the run."""
     steps: int = 1000
     """Optimizer steps. With `epochs`, the steps follow from the dataset."""
     epochs: int = 0
     """Passes over the dataset; 0 means that `steps` counts."""
     seed: int = 0
+    """Decides every random draw."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
@@ -372,8 +412,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", check_name(self.name))
-        _check(1 <= self.steps <= 1_000_000, f"steps is {self.steps}; choose 1 to 1000000")
-        _check(0 <= self.epochs <= 100_000, f"epochs is {self.epochs}; choose 0 (count steps) to 100000")
+        _check_range(self, 1, 1_000_000, "steps")
+        _check_range(self, 0, 100_000, "epochs", hint="0: steps count")
         _check(0 <= self.seed < 2**64, f"train_seed is {self.seed}; choose 0 to 2^64 - 1")
 
     def total_steps(self, samples: int) -> int:

@@ -21,14 +21,18 @@ TARGETS = (
 REGEX = "regex:"
 
 MAX_LENGTH = 1000
-MAX_SECONDS = 2.0
+MAX_REPEATS = 10_000
+MAX_SECONDS = 0.5
+
+_COUNTS = regex.compile(r"\{(\d*),?(\d*)\}")
 
 
 class Expression:
     """A regular expression that a shared workflow may have brought, searched in the names of layers.
 
     One that backtracks without end would hold the whole server: `regex` gives up after MAX_SECONDS, added up
-    over all searches, and lets other threads run meanwhile. Python's `re` can do neither.
+    over all searches, and lets other threads run meanwhile. Python's `re` can do neither. Counts of
+    repetitions are multiplied out when an expression is compiled, and so are bounded before.
     """
 
     def __init__(self, text: str, field: str) -> None:
@@ -39,11 +43,15 @@ class Expression:
                 f"{field}: an expression of {len(text)} characters; at most {MAX_LENGTH} are possible, so"
                 " write it shorter"
             )
+        if _repeats(text) > MAX_REPEATS:
+            raise ConfigError(
+                f"{field}: the counts in '{text}' multiply to more than {MAX_REPEATS}; write * or + instead"
+            )
         try:
             self._pattern = regex.compile(text)
         except (regex.error, RecursionError, OverflowError) as error:
             raise ConfigError(
-                f"{field}: {text!r} is not a regular expression ({error}); correct it, for example"
+                f"{field}: '{text}' is not a regular expression ({error}); correct it, for example"
                 r" attn2\.to_[kv]$"
             ) from error
         self._left = MAX_SECONDS
@@ -52,13 +60,20 @@ class Expression:
         started = time.perf_counter()
         try:
             return self._pattern.search(name, timeout=max(self._left, 1e-3), concurrent=True) is not None
-        except TimeoutError as error:
+        except (TimeoutError, MemoryError) as error:
             raise ConfigError(
-                f"{self.field}: the expression {self.text!r} takes more than {MAX_SECONDS:g} seconds; it"
+                f"{self.field}: the expression '{self.text}' takes more than {MAX_SECONDS:g} s; it"
                 " backtracks, so write it without nested repetitions such as (a+)+"
             ) from error
         finally:
             self._left -= time.perf_counter() - started
+
+
+def _repeats(text: str) -> int:
+    """What all counts like {3} or {2,5} multiply to."""
+    numbers = [int(n) for counts in _COUNTS.findall(text) for n in counts if 0 < len(n) < 9]
+    too_long = any(len(n) >= 9 for counts in _COUNTS.findall(text) for n in counts)
+    return MAX_REPEATS + 1 if too_long else math.prod(max(n, 1) for n in numbers)
 
 
 def check_targets(targets: str) -> None:

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .adapters.lora_file import read_lora
 from .adapters.start import StartingLora
 from .config import TrainConfig
 from .data.cache import TrainingData
-from .errors import shortened
+from .errors import LoraFileError, shortened
 from .events import Emit, Event, Notice, Phase
 from .files import clear_unfinished, copy_as_new
 from .leg import Leg
@@ -170,6 +171,20 @@ class Session:
         """Not logged: it is about the log and its neighbours."""
         self.show(Notice(message=message))
 
+    def _best_lora(self) -> Path | None:
+        """The LoRA of the step with the lowest held-out loss, if that is wanted and not the last one's."""
+        best = self.validation.best_step if self.config.validation.keep_best else None
+        if best is None or best == self.state.step:
+            return None
+        path = lora_path(self.folder.checkpoints, best)
+        try:
+            read_lora(path)
+        except LoraFileError as error:
+            self.emit(Notice(message=f"step {best} has the lowest held-out loss, but {error}; kept the last"))
+            return None
+        self.emit(Notice(message=f"kept the LoRA of step {best}, which has the lowest held-out loss"))
+        return path
+
     def draw_curve(self) -> None:
         self.folder.write_loss_curve(self.state.losses)
 
@@ -179,11 +194,7 @@ class Session:
     def _finish(self) -> Result:
         """Copy the chosen checkpoint's LoRA to its place and say so in the run's record."""
         config, state, folder = self.config, self.state, self.folder
-        source = self.lora_file
-        best = self.validation.best_step if config.validation.keep_best else None
-        if best is not None and best != state.step and lora_path(folder.checkpoints, best).exists():
-            source = lora_path(folder.checkpoints, best)
-            self.emit(Notice(message=f"kept the LoRA of step {best}, which has the lowest held-out loss"))
+        source = self._best_lora() or self.lora_file
         early = self.validation.exhausted and state.step < self.steps
         stopped = not early and state.step < self.steps
 

@@ -71,6 +71,8 @@ export function smoothed(/** @type {(number | null)[]} */ losses, weight = 0.9) 
 /**
  * Path data of the raw, the smoothed and the held-out loss in a box of width × height; x spans the whole run.
  * @param {Run} run
+ * @param {number} width
+ * @param {number} height
  */
 export function paths(run, width, height, margin = 3) {
   const losses = run.points.map((p) => p.loss);
@@ -110,10 +112,11 @@ export function summary(run) {
     loss === undefined ? "loss is not a number" : `loss ${loss.toFixed(4)}`,
     `${pace.toFixed(2)} s/step`,
   ];
-  const kept = run.heldOut.filter((p) => p.loss !== null);
-  if (kept.length) {
+  const kept = run.heldOut.flatMap(({ step, loss }) => (loss === null ? [] : [{ step, loss }]));
+  const last = kept.at(-1);
+  if (last) {
     const best = kept.reduce((a, b) => (b.loss < a.loss ? b : a));
-    parts.push(`held-out ${kept.at(-1).loss.toFixed(4)} (lowest ${best.loss.toFixed(4)} at ${best.step})`);
+    parts.push(`held-out ${last.loss.toFixed(4)} (lowest ${best.loss.toFixed(4)} at ${best.step})`);
   }
   if (run.step < run.steps) parts.push(`${clock(pace * (run.steps - run.step))} left`);
   return parts.join(" · ");

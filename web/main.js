@@ -91,7 +91,8 @@ function onProgress({ detail }) {
 
 function onEnded(text) {
   return ({ detail }) => {
-    const state = shown.get(findNode(detail?.node_id, "TrainLoRA"));
+    const node = findNode(detail?.node_id, "TrainLoRA");
+    const state = node && shown.get(node);
     if (!state?.running) return;
     state.running = false;
     state.panel.show(state.run, [text]);

@@ -27,6 +27,7 @@ from in_graph_lora.trainer.host.encode import HostLatentEncoder, pixel_step
 from in_graph_lora.trainer.host.model import borrowed
 from in_graph_lora.trainer.host.training import train_on_loaded
 from in_graph_lora.trainer.ports import Lend, Loan
+from in_graph_lora.trainer.runs.folder import RunFolder
 from in_graph_lora.trainer.runs.result import Result
 from in_graph_lora.trainer.session import Destination, train_lora
 
@@ -141,13 +142,24 @@ def lend(patcher: Any) -> Lend:
 
 
 def train_engine(
-    patcher: Any, data: TrainingData, config: TrainConfig, output: Path, emit: Any = lambda event: None
+    patcher: Any,
+    data: TrainingData,
+    config: TrainConfig,
+    output: Path,
+    emit: Any = lambda event: None,
+    *,
+    folder: RunFolder | None = None,
+    key: str = "",
 ) -> Result:
-    """The engine alone, on samples that are not encoded by a loaded VAE and CLIP."""
+    """The engine alone, on samples that are not encoded by a loaded VAE and CLIP.
+
+    folder: a run to go on with.
+    """
     destination = Destination(
         loras=output / "loras",
         runs=output / "runs",
         base_model="tiny",
+        key=key,
         file_names=lambda layers: lora.file_names(patcher, layers),
     )
     with torch.inference_mode(False):
@@ -159,4 +171,5 @@ def train_engine(
             steps=config.total_steps(sum(s.repeats for s in data.samples)),
             emit=emit,
             check_interrupt=lambda: None,
+            folder=folder,
         )

@@ -5,6 +5,7 @@ The long version is `python -m workbench.miniature.learn`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -21,6 +22,8 @@ STEPS, RATE = 220, 3e-3
 PICTURES, PROMPTS = 15, 10
 LEARNED = 0.6
 """Share of identifier prompts that must show the subject."""
+UNLEARNED = 0.2
+"""Share that may show it after training that is broken."""
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +31,12 @@ def loaded(miniature_checkpoint: Path):
     return sampling.load_checkpoint(miniature_checkpoint)
 
 
-@pytest.fixture(autouse=True)
-def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path / "output"))
-    paths.lora_directory().mkdir(parents=True)
-    return tmp_path
+@pytest.fixture(autouse=True, scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_paths, "output_directory", str(tmp_path_factory.mktemp("output")))
+        paths.lora_directory().mkdir(parents=True)
+        yield
 
 
 def opinions(loaded, texts: list[str]) -> list[judge.Labels]:
@@ -44,8 +48,8 @@ def identifier_prompts() -> list[str]:
     return [f"{subject.NAME} figurine {world.WHERE[place]}" for place in world.WHERE] * (PROMPTS // 5)
 
 
-def share_of_the_subject(loaded) -> float:
-    seen = opinions(loaded, identifier_prompts())
+def share(seen: list[judge.Labels]) -> float:
+    """Of pictures that show the subject."""
     return sum(labels["subject"] == "yes" for labels in seen) / len(seen)
 
 
@@ -62,36 +66,44 @@ def trained(loaded, folder: Path, rate: float = RATE, steps: int = STEPS):
     return experiment.with_ours(loaded, lora)
 
 
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return subject.write(subject.subject_pictures(PICTURES), tmp_path / "subject")
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures") / "subject"
+    return subject.write(subject.subject_pictures(PICTURES), folder)
+
+
+@pytest.fixture(scope="module")
+def whole(loaded, pictures, output) -> list[judge.Labels]:
+    """What the same budget teaches when nothing is broken: the twin of every test of broken training."""
+    return opinions(trained(loaded, pictures), identifier_prompts())
 
 
 def test_the_base_does_not_know_the_subject(loaded):
-    assert share_of_the_subject(loaded) == 0
+    assert share(opinions(loaded, identifier_prompts())) == 0
 
 
-def test_the_subject_is_learned_and_its_places_still_follow_the_prompt(loaded, pictures):
-    after = trained(loaded, pictures)
-    seen = opinions(after, identifier_prompts())
-    assert sum(labels["subject"] == "yes" for labels in seen) >= LEARNED * len(seen)
-    places = [list(world.WHERE)[i % 5] for i in range(len(seen))]
-    assert sum(o["place"] == place for o, place in zip(seen, places, strict=True)) >= 0.8 * len(seen)
+def test_the_subject_is_learned_and_its_places_still_follow_the_prompt(whole):
+    assert share(whole) >= LEARNED
+    places = [list(world.WHERE)[i % 5] for i in range(len(whole))]
+    assert sum(o["place"] == place for o, place in zip(whole, places, strict=True)) >= 0.8 * len(whole)
 
 
-def test_learning_rate_0_learns_nothing(loaded, pictures):
-    assert share_of_the_subject(trained(loaded, pictures, rate=0.0, steps=5)) == 0
+def test_learning_rate_0_learns_nothing_where_the_same_steps_teach_the_subject(loaded, pictures, whole):
+    assert share(opinions(trained(loaded, pictures, rate=0.0), identifier_prompts())) == 0
+    assert share(whole) >= LEARNED
 
 
-def test_a_wrong_target_learns_nothing(loaded, pictures, monkeypatch):
+def test_a_wrong_target_learns_nothing_where_the_right_one_does(loaded, pictures, whole, monkeypatch):
     monkeypatch.setattr(NoiseProcess, "target", lambda self, x_0, noise, sigma: x_0)
-    assert share_of_the_subject(trained(loaded, pictures)) < LEARNED
+    assert share(opinions(trained(loaded, pictures), identifier_prompts())) <= UNLEARNED
+    assert share(whole) >= LEARNED
 
 
-def test_shuffled_captions_do_not_bind_the_identifier(loaded, tmp_path):
+def test_shuffled_captions_do_not_bind_the_identifier_and_right_ones_do(loaded, tmp_path, whole):
     pairs = subject.subject_pictures(PICTURES) + subject.class_pictures(2 * PICTURES)
     captions = [caption for _, caption in pairs]
     Random(0).shuffle(captions)
     shuffled = [(picture, caption) for (picture, _), caption in zip(pairs, captions, strict=True)]
     folder = subject.write(shuffled, tmp_path / "shuffled")
-    assert share_of_the_subject(trained(loaded, folder)) < LEARNED
+    assert share(opinions(trained(loaded, folder), identifier_prompts())) <= UNLEARNED
+    assert share(whole) >= LEARNED

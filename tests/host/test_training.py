@@ -220,10 +220,13 @@ def test_the_loss_falls_over_60_steps_on_a_small_batch(loaded, tmp_path):
     assert late < 0.9 * early, f"loss went from {early:.4f} to {late:.4f}"
 
 
-def test_learning_rate_zero_changes_nothing(loaded, pictures, tmp_path):
-    result = train(loaded, pictures, tmp_path, steps=2, optimizer=OptimizerConfig(learning_rate=0.0))
+@pytest.mark.parametrize(("rate", "changed"), [(0.0, False), (1e-3, True)])
+def test_the_same_steps_change_pictures_unless_the_learning_rate_is_zero(
+    loaded, pictures, tmp_path, rate, changed
+):
+    result = train(loaded, pictures, tmp_path, steps=2, optimizer=OptimizerConfig(learning_rate=rate))
     model, _ = apply_lora(loaded.model, None, result.lora, 1.0, 1.0)
-    assert torch.equal(picture(loaded, model), picture(loaded))
+    assert torch.equal(picture(loaded, model), picture(loaded)) is not changed
 
 
 @pytest.mark.parametrize("batch_size", [9, 100])

@@ -160,6 +160,31 @@ def test_stop_and_keep_ends_the_training_and_the_nodes_behind_it_run(server, cli
     assert Path(run["lora_path"]).exists()
 
 
+def test_the_same_graph_goes_on_after_a_stop_and_is_kept_when_it_has_ended(server, client, pictures):
+    """Nothing empties the executor's cache, which would answer with the stopped run."""
+    nodes = graph(pictures, steps=12, name="goes-on")
+    asked = []
+
+    def stop(event):
+        if event.type == "in_graph_lora.progress" and event.data["step"] >= 2 and not asked:
+            asked.append(client.post("/in_graph_lora/stop/4", {}))
+
+    stopped = client.wait(client.queue(nodes), timeout=120, on_event=stop)
+    (run,) = stopped.outputs["4"]["run"]
+    (said,) = [n for n in run["notices"] if n.startswith("stopped at step")]
+    again = client.run(nodes)
+    steps = [e["step"] for e in again.of_type("in_graph_lora.progress")]
+    assert steps[-1] == 12
+    assert f"stopped at step {steps[0] - 1};" in said
+    (ended,) = again.outputs["4"]["run"]
+    assert ended["run_dir"] == run["run_dir"]
+    third = client.run(nodes)
+    assert third.status == "success"
+    assert not third.of_type("in_graph_lora.progress")
+    cached = [node for e in third.of_type("execution_cached") for node in e["nodes"]]
+    assert "4" in cached, "a run that has ended is not run again"
+
+
 def test_previews_and_the_held_out_loss_reach_the_page_and_load_run_gives_each_step(server, client, pictures):
     nodes = graph(pictures, steps=4, name="watched", preview=["20", 0])
     nodes["20"] = {

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import ast
+import inspect
 import json
+import math
+from dataclasses import fields, is_dataclass
 
 import pytest
 
+import in_graph_lora.trainer.config as config_module
 from in_graph_lora.trainer.config import (
     AdapterConfig,
     DataConfig,
@@ -57,3 +62,54 @@ def test_epochs_count_optimizer_steps():
     config = TrainConfig(epochs=5, data=DataConfig(batch_size=4), optimizer=OptimizerConfig(accumulation=2))
     assert config.total_steps(25) == 5 * 4  # ceil(25 / 8) = 4
     assert TrainConfig(steps=9).total_steps(25) == 9
+
+
+FREE_TEXT = ("name", "sampler_name", "scheduler")
+"""Decided by the user or by ComfyUI; OptimizerConfig.name has a test above."""
+SECTIONS = [value for value in vars(config_module).values() if inspect.isclass(value) and is_dataclass(value)]
+NUMBERS = [
+    (section, field.name, type(getattr(section(), field.name)))
+    for section in SECTIONS
+    for field in fields(section)
+    if type(getattr(section(), field.name)) in (int, float)
+]
+
+
+@pytest.mark.parametrize(("section", "name", "kind"), NUMBERS)
+def test_every_number_has_a_range_and_a_refusal_names_the_field(section, name, kind):
+    wrong = [-10_000] if kind is int else [math.nan, math.inf, -math.inf]
+    for value in wrong:
+        with pytest.raises(
+            ConfigError,
+            match=f"{'train_seed' if section is TrainConfig and name == 'seed' else name}.* is {value}",
+        ):
+            section(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [
+        (section, field.name)
+        for section in SECTIONS
+        for field in fields(section)
+        if field.type == "str" and getattr(section(), field.name) and field.name not in FREE_TEXT
+    ],
+)
+def test_every_choice_is_checked_and_a_refusal_lists_the_choices(section, name):
+    with pytest.raises(ConfigError, match=r"'no such'; choose .*(,| or )"):
+        section(**{name: "no such"})
+
+
+@pytest.mark.parametrize("betas", [(0.9, 1.0), (-0.1, 0.9), (0.9,), (0.9, math.nan)])
+def test_betas_are_two_numbers_below_one(betas):
+    with pytest.raises(ConfigError, match="betas are"):
+        OptimizerConfig(betas=betas)
+
+
+def test_every_field_says_what_it_is():
+    tree = ast.parse(inspect.getsource(config_module))
+    for section in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        for field, after in zip(section.body, section.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and not ast.unparse(field.annotation).endswith("Config"):
+                said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                assert said, f"{section.name}.{ast.unparse(field.target)}"

@@ -1,23 +1,28 @@
-"""The trainings that are running now: what the page may ask of them."""
+"""The trainings that go on now: what the page may ask of them, and what ComfyUI's cache must know."""
 
 from __future__ import annotations
 
+import bisect
+import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 MAX_HISTORY = 2000
 
-_running: dict[str, Running] = {}
+_active: dict[str, ActiveRun] = {}
+_stops: Counter[str] = Counter()
 
 
-class Running:
-    """One training, as its node shows it."""
+class ActiveRun:
+    """One training, as its node shows it. Written by the training's thread, read by the server's."""
 
     def __init__(self) -> None:
         self._stop = threading.Event()
-        self._history: list[dict[str, Any]] = []
+        self._history: list[tuple[int, str]] = []
+        """(step, progress as JSON), by step. Replaced whole when it is thinned out, never changed."""
 
     def stop_requested(self) -> bool:
         return self._stop.is_set()
@@ -27,29 +32,47 @@ class Running:
         self._stop.set()
 
     def add(self, progress: dict[str, Any]) -> None:
-        """Keep what was sent to the page, for a page that is opened later; of a long run every other one."""
-        if len(self._history) >= MAX_HISTORY:
-            self._history = self._history[::2]
-        self._history.append(progress)
+        """Keep what was sent to the page, for a page that is opened later; of a long run every other one.
 
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        return list(self._history)
+        Encoded once, here: however often the page asks, the training is not held up.
+        """
+        history = self._history[::2] if len(self._history) >= MAX_HISTORY else self._history
+        self._history = [*history, (progress["step"], json.dumps(progress))]
+
+    def history(self, since: int = -1) -> str:
+        """What was sent after this step, as a JSON list."""
+        entries = self._history
+        first = bisect.bisect_right(entries, since, key=lambda entry: entry[0])
+        return f"[{','.join(text for _, text in entries[first:])}]"
 
 
 @contextmanager
-def running(node_id: str | None) -> Iterator[Running]:
+def active(node_id: str | None) -> Iterator[ActiveRun]:
     """For the length of the block `find(node_id)` gives the training."""
-    training = Running()
+    training = ActiveRun()
     if node_id is not None:
-        _running[node_id] = training
+        _active[node_id] = training
     try:
         yield training
     finally:
         if node_id is not None:
-            _running.pop(node_id, None)
+            _active.pop(node_id, None)
 
 
-def find(node_id: str) -> Running | None:
+def find(node_id: str) -> ActiveRun | None:
     """None when that node trains nothing."""
-    return _running.get(node_id)
+    return _active.get(node_id)
+
+
+def record_stop(name: str) -> None:
+    """A run of this name has ended before its last step, and is gone on with when the graph runs again."""
+    _stops[name.strip()] += 1
+
+
+def stops(name: str | None) -> int:
+    """How often runs of this name were stopped since ComfyUI started; of all names for None.
+
+    ComfyUI keeps the outputs of a node that has nothing new. Counting up is something new, once: the next run
+    goes on, and when it has ended its outputs are kept like any others.
+    """
+    return _stops.total() if name is None else _stops[name.strip()]

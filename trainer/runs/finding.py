@@ -86,10 +86,9 @@ def finished(folder: RunFolder, config: TrainConfig, steps: int, loras: Path) ->
     if done is None or not done.answers(config, steps):
         return None
     source, path = folder.checkpoints / done.source, loras / done.lora
-    if not source.exists():
-        if not path.exists():
+    if sha256(path) != done.sha256:
+        if sha256(source) != done.sha256:
             return None
-    elif sha256(path) != sha256(source):
         path = copy_as_new(source, loras, config.name, lambda p: folder.finish(replace(done, lora=p.name)))
     return Result.of(folder, path, folder.log.losses(done.steps))
 

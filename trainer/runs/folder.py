@@ -80,11 +80,11 @@ class RunFolder:
 
 
 def previous_runs(runs: Path) -> list[RunFolder]:
-    """The run folders below `runs`, newest first."""
+    """The run folders below `runs`, newest first; also those whose run.json is not whole."""
     found = []
     try:
         for path in runs.iterdir():
-            if (path / "run.json").is_file():
+            if any((path / name).exists() for name in ("run.json", "config.json", "events.jsonl")):
                 found.append((path.stat().st_mtime_ns, path))
     except OSError:
         return []

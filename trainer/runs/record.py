@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..config import TrainConfig
-from ..files import read_json, write_json
+from ..files import read_json, sha256, write_json
 from . import steps
 from .checkpoints import LORA
+
+_MOST_STEPS = 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,8 @@ class Finished:
     """File name in the folder of LoRAs."""
     source: str
     """The checkpoint's file that `lora` is a copy of."""
+    sha256: str
+    """Of both."""
     steps: int
     """Reached; less than `asked` when the held-out loss ended the run."""
     asked: int
@@ -32,6 +36,7 @@ class Finished:
         return cls(
             lora=lora.name,
             source=source.name,
+            sha256=sha256(source),
             steps=reached,
             asked=asked,
             keep_best=wishes.keep_best,
@@ -41,11 +46,17 @@ class Finished:
     @classmethod
     def read(cls, value: Any) -> Finished | None:
         """None for anything but what `of` makes: a path that leads elsewhere, a number in place of a word."""
-        types = {"lora": str, "source": str, "steps": int, "asked": int, "keep_best": bool, "patience": int}
+        types = {
+            **dict.fromkeys(("lora", "source", "sha256"), str),
+            **dict.fromkeys(("steps", "asked", "patience"), int),
+            "keep_best": bool,
+        }
         if not isinstance(value, dict) or {k: type(v) for k, v in value.items()} != types:
             return None
         plain = Path(value["lora"]).name == value["lora"] and value["lora"].endswith(LORA)
-        return cls(**value) if plain and steps.step_of(value["source"], LORA) is not None else None
+        counts = all(0 <= value[name] <= _MOST_STEPS for name in ("steps", "asked", "patience"))
+        known = plain and counts and steps.step_of(value["source"], LORA) is not None
+        return cls(**value) if known else None
 
     def answers(self, config: TrainConfig, asked: int) -> bool:
         """Whether a run with this config would end in the same result."""

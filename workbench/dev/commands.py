@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import ROOT
-from . import base, comfyui, environment, server
+from . import base, comfyui, environment, server, typescript
 from .steps import CACHE, SetupError, full_disk_explained, only_one_setup, say
 
 
@@ -53,9 +53,16 @@ def serve(rest: Sequence[str]) -> int:
 
 
 def lint(rest: Sequence[str]) -> int:
-    """ruff check and pyright"""
+    """ruff and pyright for Python, TypeScript's checker for the page"""
     python, _ = set_up(dev=True)
-    checks = ([python, "-m", "ruff", "check", *rest], [python, "-m", "pyright", "--pythonpath", python])
+    checks: list[list[object]] = [
+        [python, "-m", "ruff", "check", *rest],
+        [python, "-m", "pyright", "--pythonpath", python],
+    ]
+    try:
+        checks.append(typescript.check_command(python))
+    except SetupError as error:  # the one tool that PyPI does not have
+        say(f"web/ is NOT checked: {error}")
     return max(_run(check) for check in checks)
 
 
