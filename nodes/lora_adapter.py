@@ -97,7 +97,8 @@ class LoRAAdapter(io.ComfyNode):
                     options=list(ADAPTER_FILE_NAMES),
                     default=_D.file_names,
                     advanced=True,
-                    tooltip="Names of the tensors in the file. comfyui: for Load LoRA and most other tools.",
+                    tooltip="Spelling of the file. comfyui: for Load LoRA and most other tools. diffusers:"
+                    " only for diffusers. lycoris: for LyCORIS and what follows it; DoRA differs.",
                 ),
             ],
             outputs=[Adapter.Output(display_name="adapter", tooltip="For the adapter input of Train LoRA.")],

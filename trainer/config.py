@@ -54,7 +54,7 @@ def check_name(name: str) -> str:
 
 ADAPTER_KINDS = ("lora", "locon", "rslora", "dora", "loha", "lokr", "oft")
 ADAPTER_INITS = ("gaussian", "kaiming")
-ADAPTER_FILE_NAMES = ("comfyui", "diffusers")
+ADAPTER_FILE_NAMES = ("comfyui", "diffusers", "lycoris")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +80,8 @@ class AdapterConfig:
     start_alpha: float = 0.0
     """α of a starting file that carries none (DiffSynth's); 0 means equal to its rank."""
     file_names: str = "comfyui"
-    """Names in the saved file: comfyui (kohya's, or ComfyUI's and diffusers' common ones) or diffusers."""
+    """Names and spelling of the saved file: comfyui (kohya's names, or ComfyUI's and diffusers' common ones),
+    diffusers, or lycoris (kohya's names for every family, DoRA and LoKr as LyCORIS reads them)."""
 
     def __post_init__(self) -> None:
         _check(self.kind in ADAPTER_KINDS, f"kind is {self.kind!r}; choose one of {', '.join(ADAPTER_KINDS)}")

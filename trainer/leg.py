@@ -162,6 +162,7 @@ class Leg:
             steps=self.state.step,
             alpha=config.adapter.scale_alpha,
             rank=config.adapter.rank,
+            kinds=[adapter.config.kind for adapter, _ in self.trained.adapters],
             dataset_digest=destination.dataset,
             base_hash=destination.base_hash,
             trigger=destination.trigger,

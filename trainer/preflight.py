@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .adapters.inject import planned
+from .adapters.inject import check_start, planned
 from .adapters.start import StartingLora
 from .config import TrainConfig
 from .data.records import Dataset
@@ -30,6 +30,8 @@ def check(
     check_optimizer(config.optimizer)
     check_weighting(config.objective, process)
     planned(net, config.adapter, start)
+    if start:
+        check_start(net, start)
     _check_pictures(config, dataset)
 
 

@@ -1,6 +1,6 @@
 """Node ids, inputs and outputs are public: workflows are written against them.
 
-tests/golden/nodes.json holds them all. IGL_WRITE_GOLDEN=1 writes it anew: read the diff before you commit it.
+contract.json holds them all. IGL_WRITE_GOLDEN=1 writes it anew: read the diff before you commit it.
 What workflows rely on may be added to, at the end, and nothing else.
 """
 
@@ -47,8 +47,8 @@ def _input(port: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def contract(repo_root: Path) -> dict[str, Any]:
-    path = repo_root / "tests" / "golden" / "nodes.json"
+def contract() -> dict[str, Any]:
+    path = Path(__file__).with_name("contract.json")
     if os.environ.get("IGL_WRITE_GOLDEN"):
         text = json.dumps({name: described(schema) for name, schema in SCHEMAS.items()}, indent=1)
         path.write_text(text + "\n", encoding="utf-8")

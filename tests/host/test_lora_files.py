@@ -74,7 +74,7 @@ class Case:
 
     def started(self, config: AdapterConfig, tensors, **how) -> torch.Tensor:
         """Output of an adapter that goes on from the file."""
-        start = read_start(tensors, host.aliases(self.patcher), **how)
+        start = read_start(tensors, host.aliases(self.patcher), host.layer_shapes(self.patcher), **how)
         with (
             torch.inference_mode(False),
             borrowed(self.patcher) as denoiser,
@@ -250,7 +250,7 @@ def test_separate_q_k_v_become_one_adapter_on_the_fused_layer(z_image):
         file[f"{name}.lora_A.weight"] = torch.randn(rank, 256, generator=g)
         file[f"{name}.lora_B.weight"] = 0.1 * torch.randn(256, rank, generator=g)
         file[f"{name}.alpha"] = torch.tensor(alpha)
-    start = read_start(file, host.aliases(z_image.patcher))
+    start = read_start(file, host.aliases(z_image.patcher), host.layer_shapes(z_image.patcher))
     assert dict(start.ranks) == {"layers.1.attention.qkv": 9}
     with torch.inference_mode(False), borrowed(z_image.patcher) as denoiser:
         base = z_image.output(denoiser)
@@ -266,7 +266,7 @@ def test_tensors_that_fit_nowhere_are_named(sd15):
     with pytest.raises(LoraFileError, match=message):
         host.apply_lora(sd15.patcher, None, {**tensors, **odd}, 1.0, 1.0)
     with pytest.raises(LoraFileError, match=message):
-        read_start({**tensors, **odd}, host.aliases(sd15.patcher))
+        read_start({**tensors, **odd}, host.aliases(sd15.patcher), host.layer_shapes(sd15.patcher))
 
 
 def test_a_file_of_another_family_is_refused(sd15, z_image):
@@ -294,7 +294,7 @@ def test_a_starting_lora_of_another_size_is_refused(sd15):
     tensors, _, _ = sd15.trained(AdapterConfig(rank=2))
     key = next(k for k in tensors if k.endswith("lora_down.weight"))
     tensors[key] = tensors[key][:, :-1].clone()
-    with pytest.raises(LoraFileError, match="the starting LoRA does not fit layer"):
+    with pytest.raises(LoraFileError, match="is for .*, and the layer's weight is"):
         sd15.started(AdapterConfig(), tensors)
 
 
@@ -359,8 +359,9 @@ def test_lora_adapter_node_refuses_wrong_rules_before_the_run():
 
 def test_apply_lora_node_shows_what_was_left_out(sd15):
     tensors, _, _ = sd15.trained(AdapterConfig(rank=2))
-    text = {"lora_te_text_model_encoder_layers_0_self_attn_q_proj.alpha": torch.tensor(1.0)}
+    name = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    text = {f"{name}.lora_down.weight": torch.zeros(2, 768), f"{name}.lora_up.weight": torch.zeros(768, 2)}
     given = {"model": sd15.patcher, "strength_model": 1.0, "strength_clip": 1.0}
     assert ApplyLoRA.execute(**given, lora=tensors).ui is None
     shown = ApplyLoRA.execute(**given, lora={**tensors, **text}).ui
-    assert shown["text"][0].startswith("1 tensors of the LoRA are for the text encoder")
+    assert shown["text"][0].startswith("2 tensors of the LoRA are for the text encoder")

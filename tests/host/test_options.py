@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from in_graph_lora.trainer.adapters.lora_file import read_lora
+from in_graph_lora.trainer.adapters.metadata import DORA_NORM
 from in_graph_lora.trainer.config import (
     AdapterConfig,
     DataConfig,
@@ -36,6 +38,9 @@ FAST = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, schedule="constant")
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("pictures"), [(64, 64), (64, 64), (128, 32)])
+
+
+KIND = ("ss_network_module", "ss_network_args", DORA_NORM)
 
 
 def run(loaded: Loaded, pictures: Path, emit=lambda event: None, *, new_run: bool = True, **sections):
@@ -81,6 +86,20 @@ def test_training_goes_on_from_a_file(loaded, pictures, output):
         torch.testing.assert_close(again.lora[key], tensor, rtol=1e-6, atol=1e-7)
     on = run(loaded, pictures, adapter=adapter, name="on")
     assert any(not torch.equal(on.lora[k], first.lora[k]) for k in first.lora)
+
+
+@pytest.mark.parametrize("style", ["comfyui", "lycoris"])
+def test_a_file_that_went_on_from_dora_is_known_as_dora_though_the_node_says_lora(loaded, pictures, style):
+    far, still = replace(FAST, learning_rate=0.05), replace(FAST, learning_rate=0.0)
+    adapter = AdapterConfig(kind="dora", rank=2, file_names=style)
+    first = last = run(loaded, pictures, optimizer=far, adapter=adapter, name="1")
+    for name in "23":
+        adapter = AdapterConfig(file_names=style, start_from=last.path.name)
+        last = run(loaded, pictures, optimizer=still, adapter=adapter, name=name)
+    (a, about), (b, about_last) = (read_lora(r.path) for r in (first, last))
+    assert {key: about_last.get(key) for key in KIND} == {key: about[key] for key in KIND}
+    for key, tensor in a.items():
+        torch.testing.assert_close(b[key], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_a_starting_file_with_keys_that_fit_nowhere_is_refused_by_name(loaded, pictures):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
+import struct
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -11,18 +14,20 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from in_graph_lora.trainer.adapters.inject import injected
+from in_graph_lora.trainer.adapters.inject import injected, planned
 from in_graph_lora.trainer.adapters.lora_file import file_tensors, read_lora, write_lora
-from in_graph_lora.trainer.adapters.metadata import DORA_NORM, tag_frequency, training_metadata
+from in_graph_lora.trainer.adapters.metadata import CONFIG, DORA_NORM, tag_frequency, training_metadata
 from in_graph_lora.trainer.adapters.names import FileName, Rows, find, split_key
 from in_graph_lora.trainer.adapters.readers import read_start, with_alpha
+from in_graph_lora.trainer.adapters.shapes import LayerShape
 from in_graph_lora.trainer.adapters.targets import target_layers
 from in_graph_lora.trainer.config import AdapterConfig, TrainConfig
-from in_graph_lora.trainer.errors import LoraFileError, StorageError
+from in_graph_lora.trainer.errors import ConfigError, LoraFileError, StorageError
 from in_graph_lora.trainer.files import copy_as_new
 
 LAYER = "blocks.0.attn.to_q"
 ALIASES = {LAYER: Rows(LAYER), "lora_unet_blocks_0_attn_to_q": Rows(LAYER)}
+SHAPES = {LAYER: LayerShape(weight=(12, 12), bias=(12,))}
 
 
 def make_net() -> nn.Module:
@@ -38,6 +43,10 @@ def lora(name: str = LAYER, rank: int = 2, **more) -> dict[str, torch.Tensor]:
         f"{name}.lora_B.weight": torch.randn(12, rank, generator=g),
         **{f"{name}.{key}": value for key, value in more.items()},
     }
+
+
+def boft() -> dict[str, torch.Tensor]:
+    return {f"{LAYER}.oft_blocks": torch.zeros(1, 3, 4, 4), f"{LAYER}.alpha": torch.tensor(1.0)}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +80,7 @@ def test_wrappers_in_front_of_a_layer_are_seen_through():
 @pytest.mark.parametrize("alpha", [None, 1.0, 3.0])
 def test_rank_and_alpha_come_from_the_file_and_the_function_is_the_same(alpha):
     file = lora(rank=3, **({} if alpha is None else {"alpha": torch.tensor(alpha)}))
-    start = read_start(file, ALIASES)
+    start = read_start(file, ALIASES, SHAPES)
     net = make_net()
     x = torch.randn(4, 12)
     with injected(net, AdapterConfig(rank=16, alpha=8), seed=0, start=start) as adapter:
@@ -81,7 +90,7 @@ def test_rank_and_alpha_come_from_the_file_and_the_function_is_the_same(alpha):
 
 
 def test_starting_lora_decides_layers_and_kind_but_not_dropout():
-    start = read_start(lora(), ALIASES)
+    start = read_start(lora(), ALIASES, SHAPES)
     config = AdapterConfig(kind="lokr", targets="all linear", dropout=0.1)
     with injected(make_net(), config, seed=0, start=start) as adapter:
         assert adapter.config.kind == "lora"
@@ -96,8 +105,10 @@ def test_dora_of_others_is_over_the_merged_norm_and_ours_over_the_bases():
     x = torch.randn(4, 12)
     base = net.get_submodule(LAYER)
     full = base.weight + file[f"{LAYER}.lora_B.weight"] @ file[f"{LAYER}.lora_A.weight"]
-    for metadata, norm in (({}, full), ({DORA_NORM: "base"}, base.weight)):
-        start = read_start(file, ALIASES, metadata=metadata)
+    ours = {DORA_NORM: "base"}
+    unsaid = {CONFIG: "{}"}  # written before a file that went on from a DoRA said it
+    for metadata, norm in (({}, full), (ours, base.weight), (unsaid, base.weight)):
+        start = read_start(file, ALIASES, SHAPES, metadata=metadata)
         with injected(net, AdapterConfig(), seed=0, start=start) as adapter:
             assert adapter.config.kind == "dora"
             y = adapter.layers[LAYER](x)
@@ -122,7 +133,7 @@ def test_every_way_to_factor_a_lokr_is_read_as_the_same_update(shapes, alpha):
     w2 = t["lokr_w2"] if "lokr_w2" in t else t["lokr_w2_a"] @ t["lokr_w2_b"]
     rank = next((t[n].shape[0] for n in ("lokr_w2_b", "lokr_w1_b") if n in t), alpha)
     x = torch.randn(4, 12)
-    with injected(make_net(), AdapterConfig(), seed=0, start=read_start(file, ALIASES)) as adapter:
+    with injected(make_net(), AdapterConfig(), seed=0, start=read_start(file, ALIASES, SHAPES)) as adapter:
         change = adapter.layers[LAYER](x) - adapter.layers[LAYER].get_base_layer()(x)
     assert torch.allclose(change, alpha / rank * x @ torch.kron(w1, w2).T, atol=1e-5)
 
@@ -131,19 +142,51 @@ def test_every_way_to_factor_a_lokr_is_read_as_the_same_update(shapes, alpha):
     ("file", "message"),
     [
         ({}, "has no tensors"),
-        (lora(diff_b=torch.zeros(12)), r"1 of the LoRA's 3 tensors fit nothing"),
         (lora("nowhere"), r"2 of the LoRA's 2 tensors fit nothing in this model: nowhere\.lora_A\.weight"),
-        ({f"{LAYER}.lora_A.weight": torch.zeros(2, 12)}, "has no lora_B in the starting LoRA"),
+        ({f"{LAYER}.lora_A.weight": torch.zeros(2, 12)}, "has lora_A and no lora_B"),
         (lora(hada_w1_a=torch.zeros(12, 2)), "mixes the kinds loha, lora"),
-        (lora(dora_scale=torch.ones(1, 7)), "its DoRA scale has 7 values for 12 outputs"),
-        (lora(lora_mid=torch.zeros(2)), "fit nothing"),
-        ({f"{LAYER}.oft_blocks": torch.zeros(2, 3, 4, 4)}, "not BOFT or COFT"),
-        ({f"{LAYER}.alpha": torch.tensor(1.0)}, "mixes the kinds none"),
+        (lora(dora_scale=torch.ones(7, 1)), r"has a dora_scale of shape \[7, 1\] for a weight of 12 × 12"),
+        (lora(dora_scale=torch.ones(1, 12)), "scales on the input side cannot be trained further"),
+        (lora(alpha=torch.tensor(0.0)), "has alpha 0 in the starting LoRA"),
+        (boft(), "not BOFT or COFT"),
+        ({f"{LAYER}.set_weight": torch.zeros(12, 12)}, "cannot go on from a LoRA with .*set_weight"),
+        ({f"{LAYER}.diff_b": torch.zeros(12)}, "has nothing that an adapter can hold"),
+        ({f"{LAYER}.alpha": torch.tensor(1.0)}, "has alpha and nothing that it belongs to"),
+        ({**lora(), **lora("lora_unet_blocks_0_attn_to_q")}, "under several names"),
+        ({**lora(), f"{LAYER}.lora_down.weight": torch.zeros(2, 12)}, "has lora_A twice"),
     ],
 )
 def test_a_starting_file_that_cannot_be_used_whole_is_refused(file, message):
     with pytest.raises(LoraFileError, match=message):
-        read_start(file, ALIASES)
+        read_start(file, ALIASES, SHAPES)
+
+
+def test_changes_of_norms_and_biases_are_left_out_and_named():
+    file = lora(diff_b=torch.ones(12))
+    start = read_start(file, ALIASES, SHAPES)
+    assert start.left_out == (f"{LAYER}.diff_b",)
+    assert set(start.layers[LAYER]) == {"lora_A", "lora_B"}
+
+
+def test_what_is_for_a_layer_that_carries_no_adapter_is_left_out_and_named():
+    aliases = {**ALIASES, "embedding": Rows("embedding")}
+    shapes = {**SHAPES, "embedding": LayerShape(weight=(12, 12), adaptable=False)}
+    start = read_start({**lora(), **lora("embedding")}, aliases, shapes)
+    assert list(start.layers) == [LAYER]
+    assert start.left_out == ("embedding.lora_A", "embedding.lora_B")
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_convolutions_lora_is_read_flat_or_with_its_kernel(flat):
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 4, 3, 3, generator=g), torch.randn(6, 2, 1, 1, generator=g)
+    file = {
+        "conv.lora_down.weight": a.flatten(1) if flat else a,
+        "conv.lora_up.weight": b.flatten(1) if flat else b,
+    }
+    start = read_start(file, {"conv": Rows("conv")}, {"conv": LayerShape(weight=(6, 4, 3, 3))})
+    assert torch.equal(start.layers["conv"]["lora_A"], a)
+    assert torch.equal(start.layers["conv"]["lora_B"], b)
 
 
 def test_alpha_is_given_only_to_layers_that_have_none():
@@ -177,6 +220,13 @@ def test_diffusers_names_are_refused_for_kinds_that_diffusers_cannot_read():
         pytest.raises(LoraFileError, match="diffusers cannot read kind lokr"),
     ):
         file_tensors(adapter, {LAYER: FileName("unet.x")})
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr", "oft"])
+def test_what_diffusers_cannot_read_is_refused_before_training(kind):
+    config = AdapterConfig(kind=kind, rank=2, targets=f"regex:{LAYER}", file_names="diffusers")
+    with pytest.raises(ConfigError, match=f"diffusers cannot read kind {kind}; set file_names to comfyui"):
+        planned(make_net(), config)
 
 
 def test_metadata_says_what_other_tools_show_and_holds_the_whole_config():
@@ -242,13 +292,81 @@ def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [blocked]
 
 
-def test_unreadable_files_are_refused_in_one_sentence(tmp_path: Path):
-    with pytest.raises(LoraFileError, match="does not exist"):
-        read_lora(tmp_path / "none.safetensors")
-    bad = tmp_path / "bad.safetensors"
-    bad.write_bytes(b"not a tensor in sight")
+def header(text: str, length: int | None = None) -> bytes:
+    """The start of a safetensors file: the header's length (a lie if given), and the header."""
+    return struct.pack("<Q", len(text) if length is None else length) + text.encode()
+
+
+def tensor(dtype: str, shape: list[int], end: int, start: int = 0) -> str:
+    return f'{{"dtype": "{dtype}", "shape": {shape}, "data_offsets": [{start}, {end}]}}'
+
+
+UNREADABLE = {
+    "empty": b"",
+    "text": b"not a tensor in sight",
+    "zeros": bytes(100),
+    "header of 4 EB": header("{}", 2**62),
+    "header of 99 MB": header("{}", 99_000_000),
+    "header longer than the file": header("{}", 50),
+    "header without JSON": header("????"),
+    "header is a list": header("[]"),
+    "header is cut": header('{"a.lora_A.weight": {"dtype":'),
+    "metadata of numbers": header('{"__metadata__": {"a": 1}}'),
+    "unknown dtype": header(f'{{"a.lora_A.weight": {tensor("F7", [1], 1)}}}') + bytes(1),
+    "dtype that torch lacks": header(f'{{"a.lora_A.weight": {tensor("F6_E2M3", [4], 3)}}}') + bytes(3),
+    "data is missing": header(f'{{"a.lora_A.weight": {tensor("F32", [4], 16)}}}'),
+    "data of another size": header(f'{{"a.lora_A.weight": {tensor("F32", [5], 16)}}}') + bytes(16),
+    "negative size": header(f'{{"a.lora_A.weight": {tensor("F32", [-1], 4)}}}') + bytes(4),
+    "4 EB of data": header(f'{{"a.lora_A.weight": {tensor("F32", [2**60], 2**62)}}}'),
+    "size that overflows": header(f'{{"a.lora_A.weight": {tensor("F32", [2**62, 4, 0], 0)}}}'),
+    "tensors on top of each other": header(
+        f'{{"a.lora_A.weight": {tensor("F32", [4], 16)}, "b.lora_A.weight": {tensor("F32", [4], 20, 4)}}}'
+    )
+    + bytes(20),
+    "pickle": pickle.dumps({"a.lora_A.weight": [1.0]}),
+}
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_what_is_no_safetensors_file_is_refused_in_one_sentence(tmp_path: Path, what):
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(UNREADABLE[what])
+    with pytest.raises(
+        LoraFileError, match=r"bad\.safetensors is not a readable safetensors file \(.*\); choose"
+    ):
+        read_lora(path)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.999])
+def test_a_file_that_was_cut_off_is_refused_in_one_sentence(tmp_path: Path, part):
+    path = tmp_path / "x.safetensors"
+    write_lora(lora(), path, {})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(part * len(whole))])
     with pytest.raises(LoraFileError, match="not a readable safetensors file"):
-        read_lora(bad)
+        read_lora(path)
+
+
+def _nothing(path: Path) -> None:
+    """No file at all."""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and pipes need other rights")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_nothing, "does not exist"),
+        (lambda path: path.symlink_to(path.with_name("gone")), "is a link to nothing"),
+        (lambda path: path.symlink_to(path), "is a link to nothing"),
+        (Path.mkdir, "is a folder"),
+        (lambda path: os.mkfifo(path), "is no regular file"),
+    ],
+)
+def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path: Path, make, message):
+    path = tmp_path / "x.safetensors"
+    make(path)
+    with pytest.raises(LoraFileError, match=message):
+        read_lora(path)
 
 
 def test_a_taken_name_gets_a_number_also_when_it_is_taken_at_the_last_moment(tmp_path: Path):

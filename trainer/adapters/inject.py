@@ -17,7 +17,16 @@ from ..config import AdapterConfig
 from ..errors import ConfigError, LoraFileError, ModelError
 from ..rng import stream
 from .kinds import KINDS
-from .layers import ADAPTER, OutputRotation, Untouched, adapter_parameters, init_adapter, stand_in
+from .layers import (
+    ADAPTER,
+    OutputRotation,
+    Untouched,
+    adapter_parameters,
+    init_adapter,
+    largest_block,
+    output_size,
+    stand_in,
+)
 from .start import StartingLora
 from .targets import target_layers
 
@@ -177,13 +186,51 @@ def planned(net: nn.Module, config: AdapterConfig, start: StartingLora | None = 
     """Rank and alpha of each layer that gets an adapter. Changes nothing; raises what `injected` would."""
     if start:
         start.check_layers(net)
-        return {name: LayerPlan(rank, alpha) for name, (rank, alpha) in start.plans().items()}
-    rules = config.rank_rules
-    plans = {}
-    for name in target_layers(net, config.targets, convolutions=config.kind == "locon"):
-        rank = int(rules.value(name, config.rank))
-        plans[name] = LayerPlan(rank, config.alpha or float(rank))
+        plans = {name: LayerPlan(rank, alpha) for name, (rank, alpha) in start.plans().items()}
+    else:
+        rules = config.rank_rules
+        plans = {}
+        for name in target_layers(net, config.targets, convolutions=config.kind == "locon"):
+            rank = int(rules.value(name, config.rank))
+            plans[name] = LayerPlan(rank, config.alpha or float(rank))
+    kind = start.kind if start else config.kind
+    if config.file_names == "diffusers" and not KINDS[kind].has_b:
+        raise ConfigError(
+            f"diffusers cannot read kind {kind}; set file_names to comfyui, or choose"
+            f" one of {', '.join(k for k in KINDS if KINDS[k].has_b)}"
+        )
+    if config.file_names == "lycoris" and kind == "oft":
+        for name, plan in plans.items():
+            _check_lycoris_block(name, output_size(net.get_submodule(name)), plan.rank)
     return plans
+
+
+def _check_lycoris_block(name: str, outputs: int, rank: int) -> None:
+    size = largest_block(outputs, rank)
+    if size**2 > outputs:
+        raise ConfigError(
+            f"LyCORIS does not read the OFT of layer {name}, which has blocks of {size} rows for {outputs}"
+            f" outputs; set the rank to {int(outputs**0.5)} or less, or file_names to comfyui"
+        )
+
+
+def check_start(net: nn.Module, start: StartingLora) -> None:
+    """Whether the layers that peft makes have the shapes of the file's tensors. Raises LoraFileError."""
+    plans = planned(net, AdapterConfig(), start)
+    config = start.adapted(AdapterConfig())
+    if not KINDS[config.kind].peft:
+        return
+    likeness = nn.Module()
+    for name in plans:
+        at = likeness
+        *parents, leaf = name.split(".")
+        for parent in parents:
+            if parent not in at._modules:
+                at.add_module(parent, nn.Module())
+            at = at.get_submodule(parent)
+        at.add_module(leaf, stand_in(net.get_submodule(name)))
+    _inject_by_peft(likeness, config, {name: likeness.get_submodule(name) for name in plans}, plans)
+    start.check_fit({name: likeness.get_submodule(name) for name in plans})
 
 
 def _inject_by_peft(

@@ -27,6 +27,8 @@ class Kind:
     """The factor that starts at zero: the first of these that a layer has."""
     scaled: str = ""
     """The factor that takes in a scale for which a file has no place."""
+    alpha_in_file: bool = True
+    """Readers agree on α/r. LyCORIS multiplies LoHa and LoKr by it twice when it merges them."""
     peft: type[PeftConfig] | None = None
     """None: no peft layer."""
     peft_alpha: str = "alpha"
@@ -71,6 +73,7 @@ _ROWS = (
         roles=frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}),
         zero=("hada_w2_b",),
         scaled="hada_w1_a",
+        alpha_in_file=False,
         peft=LoHaConfig,
         args={"algo": "loha"},
     ),
@@ -79,6 +82,7 @@ _ROWS = (
         roles=frozenset({"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"}),
         zero=("lokr_w1", "lokr_w1_a"),
         scaled="lokr_w1",
+        alpha_in_file=False,
         peft=LoKrConfig,
         args={"algo": "lokr"},
     ),

@@ -36,12 +36,12 @@ class OutputRotation(nn.Module):
 
     def __init__(self, base_layer: Any, block_size: int) -> None:
         super().__init__()
-        weight = base_layer.weight
         outputs = output_size(base_layer)
-        size = max(n for n in range(1, min(block_size, outputs) + 1) if outputs % n == 0)
+        size = largest_block(outputs, block_size)
+        device = base_layer.weight.device
         self.base_layer = base_layer
         self.enabled = True
-        self.oft_blocks = nn.Parameter(torch.zeros(outputs // size, size, size, device=weight.device))
+        self.oft_blocks = nn.Parameter(torch.zeros(outputs // size, size, size, device=device))
 
     def rotation_minus_identity(self) -> Tensor:
         """R - I = 2 Q (I - Q)⁻¹, exactly zero for Q = 0."""
@@ -63,6 +63,11 @@ class OutputRotation(nn.Module):
         return y + change.flatten(-2).movedim(-1, channels)
 
 
+def largest_block(outputs: int, limit: int) -> int:
+    """The largest size up to `limit` that divides the outputs into whole blocks."""
+    return max(n for n in range(1, min(limit, outputs) + 1) if outputs % n == 0)
+
+
 def stand_in(layer: Any) -> nn.Module:
     """A plain layer of the same shape without storage."""
     for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
@@ -76,6 +81,13 @@ def stand_in(layer: Any) -> nn.Module:
 
 def output_size(layer: Any) -> int:
     return layer.out_channels if hasattr(layer, "out_channels") else layer.out_features
+
+
+def weight_shape(layer: Any) -> tuple[int, ...]:
+    """Of a layer's weight, also where a quantised layer packs it into another shape."""
+    if hasattr(layer, "in_features") and hasattr(layer, "out_features"):
+        return layer.out_features, layer.in_features
+    return tuple(layer.weight.shape)
 
 
 def base_weight(layer: Any) -> Tensor:

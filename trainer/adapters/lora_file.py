@@ -14,12 +14,11 @@ from ..errors import LoraFileError
 from ..files import write_whole
 from .inject import Adapter
 from .kinds import KINDS
-from .layers import ADAPTER, OutputRotation, adapter_parameters
-from .metadata import tensors_hash
-from .names import FileName
+from .layers import ADAPTER, OutputRotation, adapter_parameters, weight_shape
+from .metadata import DORA_NORM, tensors_hash
+from .names import KOHYA, FileName
 from .start import dora_norms
 
-_KOHYA = {"lora_A": "lora_down.weight", "lora_B": "lora_up.weight"}
 _DOTTED = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
 
 
@@ -31,44 +30,62 @@ def file_tensors(adapter: Adapter, names: Mapping[str, FileName]) -> dict[str, T
     B, since some of diffusers' readers of such names refuse an alpha and all take a missing one as scale 1.
     """
     kind = KINDS[adapter.config.kind]
+    lycoris = adapter.config.file_names == "lycoris"
     out: dict[str, Tensor] = {}
     for layer, module in adapter.layers.items():
         name = names[layer]
         kohya, peft = bool(name.prefix) and "." not in name.prefix, name.is_diffusers
         if peft and not kind.has_b:
             raise LoraFileError(f"diffusers cannot read kind {kind.name}; save in ComfyUI's names")
-        tensors, scale = _layer_tensors(module, peft)
-        if not kohya or "lokr_w2" in tensors:  # readers give a LoKr without a rank the scale 1
+        tensors, scale = _layer_tensors(module)
+        if "lora_magnitude_vector" in tensors and not peft:
+            tensors["dora_scale"] = _dora_scale(module, tensors.pop("lora_magnitude_vector"), merged=lycoris)
+        if lycoris and "lokr_w2_a" in tensors:
+            tensors = _without_factors(tensors, weight_shape(module.get_base_layer()))  # type: ignore[operator]
+        # Readers give a LoKr without a rank the scale 1.
+        if not kohya or not kind.alpha_in_file:
             tensors, scale = _folded(tensors, kind.scaled, scale), 1.0
         for prefix, part in _parts(layer, name, tensors):
-            out |= {f"{prefix}.{(_KOHYA if kohya else _DOTTED).get(k, k)}": v for k, v in part.items()}
+            out |= {f"{prefix}.{(KOHYA if kohya else _DOTTED).get(k, k)}": v for k, v in part.items()}
             if kohya:
                 out[f"{prefix}.alpha"] = torch.tensor(_file_alpha(module, scale))
     return out
 
 
-def _layer_tensors(module: torch.nn.Module, peft: bool) -> tuple[dict[str, Tensor], float]:
+def _layer_tensors(module: torch.nn.Module) -> tuple[dict[str, Tensor], float]:
+    """(the adapter's own tensors, the scale that is not in them)"""
     tensors = {
         key: p.detach().to("cpu", torch.float32, copy=True).contiguous()
         for key, p in adapter_parameters(module)
     }
-    if isinstance(module, OutputRotation):
-        return tensors, 1.0
-    magnitude = tensors.pop("lora_magnitude_vector", None)
-    if magnitude is not None:
-        if peft:
-            tensors["lora_magnitude_vector"] = magnitude
-        else:
-            tensors["dora_scale"] = _dora_scale(module, magnitude)
-    return tensors, float(module.scaling[ADAPTER])  # type: ignore[index]
+    scale = 1.0 if isinstance(module, OutputRotation) else float(module.scaling[ADAPTER])  # type: ignore[index]
+    return tensors, scale
 
 
-def _dora_scale(module: torch.nn.Module, magnitude: Tensor) -> Tensor:
-    """m·‖W‖/‖W + ΔW‖: ComfyUI divides a scale on the output side by ‖W‖, the paper m by ‖W + ΔW‖."""
-    merged, base = dora_norms(module)  # type: ignore[arg-type]
-    scale = magnitude.flatten() * (base / merged).cpu()
+def _dora_scale(module: torch.nn.Module, magnitude: Tensor, *, merged: bool) -> Tensor:
+    """m for readers that divide by ‖W + ΔW‖ (merged), as the paper does, else m·‖W‖/‖W + ΔW‖.
+
+    ComfyUI divides a scale on the output side by ‖W‖.
+    """
+    scale = magnitude.flatten()
+    if not merged:
+        over, base = dora_norms(module)  # type: ignore[arg-type]
+        scale = scale * (base / over).cpu()
     weight_dims = module.get_base_layer().weight.ndim  # type: ignore[operator, union-attr]
     return scale.reshape(-1, *[1] * (weight_dims - 1)).contiguous()
+
+
+def _without_factors(tensors: dict[str, Tensor], weight: tuple[int, ...]) -> dict[str, Tensor]:
+    """A LoKr of a convolution with w2 multiplied out.
+
+    LyCORIS counts the kernel of a factored w2 among the inputs, and refuses some. Not for convolutions of one
+    dimension, whose whole w2 ComfyUI and LyCORIS multiply in different orders.
+    """
+    if len(weight) != 4:
+        return tensors
+    out = dict(tensors)
+    w2 = out.pop("lokr_w2_a") @ out.pop("lokr_w2_b")
+    return out | {"lokr_w2": w2.reshape(len(w2), -1, *weight[2:])}
 
 
 def _folded(tensors: dict[str, Tensor], factor: str, scale: float) -> dict[str, Tensor]:
@@ -103,11 +120,29 @@ def write_lora(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
 
 
 def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file."""
+    """Tensors and metadata of a safetensors file.
+
+    A `dora_scale` that its metadata says to be over ‖W + ΔW‖ is called `lora_magnitude_vector`, peft's word
+    for it. Raises LoraFileError; what the tensors are is checked by `shapes`.
+    """
     try:
+        if not path.is_file():
+            raise LoraFileError(f"{path.name} {_instead_of_a_file(path)}; refresh the list of LoRA files")
         with safe_open(path, framework="pt") as f:
-            return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}  # noqa: SIM118 - not a dict
-    except FileNotFoundError as error:
-        raise LoraFileError(f"{path.name} does not exist; refresh the list of LoRA files") from error
+            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 - not a dict
+            metadata = f.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise LoraFileError(f"{path.name} is not a readable safetensors file ({error})") from error
+        raise LoraFileError(
+            f"{path.name} is not a readable safetensors file ({error}); choose another one"
+        ) from error
+    if metadata.get(DORA_NORM) == "merged":
+        tensors = {k.replace(".dora_scale", ".lora_magnitude_vector"): v for k, v in tensors.items()}
+    return tensors, metadata
+
+
+def _instead_of_a_file(path: Path) -> str:
+    if path.is_symlink() and not path.exists():
+        return "is a link to nothing"
+    if path.is_dir():
+        return "is a folder"
+    return "is no regular file" if path.exists() else "does not exist"

@@ -15,6 +15,7 @@ from .kinds import KINDS, Kind
 
 CONFIG = "in_graph_lora.config"
 DORA_NORM = "in_graph_lora.dora_norm"
+"""What a file's `dora_scale` is over: "base" ‖W‖, as ComfyUI reads it; "merged" ‖W + ΔW‖, as LyCORIS does."""
 
 _ARCHITECTURES = {
     "sd_v1": "stable-diffusion-v1",
@@ -32,6 +33,7 @@ def training_metadata(
     steps: int,
     alpha: float,
     rank: int,
+    kinds: Sequence[str] = (),
     dataset_digest: str = "",
     base_hash: str = "",
     trigger: str = "",
@@ -41,11 +43,13 @@ def training_metadata(
 ) -> dict[str, str]:
     """The entries that other tools show, and our whole config.
 
-    config: `TrainConfig.to_dict()`. tags: the captions, one a picture; their parts are counted.
+    config: `TrainConfig.to_dict()`. kinds: of the file's adapters, the network's first, where a starting file
+    and not the config decides them. tags: the captions, one a picture; their parts are counted.
     prediction: epsilon, v or flow.
     """
     adapter = dict(config.get("adapter", {}))
-    kind = KINDS[adapter.get("kind", "lora")]
+    kinds = kinds or [adapter.get("kind", "lora")]
+    kind = KINDS[kinds[0]]
     date = date or datetime.now(timezone.utc)
     resolution = dict(config.get("data", {})).get("resolution", "")
     entries = {
@@ -79,8 +83,8 @@ def training_metadata(
         CONFIG: json.dumps(config),
         "in_graph_lora.dataset": dataset_digest,
     }
-    if kind.name == "dora":
-        entries[DORA_NORM] = "base"
+    if "dora" in kinds:
+        entries[DORA_NORM] = "merged" if adapter.get("file_names") == "lycoris" else "base"
     return {key: value for key, value in entries.items() if value}
 
 

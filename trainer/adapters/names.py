@@ -7,8 +7,13 @@ come as `aliases`, which the host builds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..errors import LoraFileError
 
 # What follows the layer's name → our word for it. Longer spellings come first.
 _SUFFIXES = {
@@ -46,6 +51,9 @@ _SUFFIXES = {
     ".diff": "diff",
     ".set_weight": "set_weight",
 }
+
+KOHYA = {"lora_A": "lora_down.weight", "lora_B": "lora_up.weight", "lora_mid": "lora_mid.weight"}
+"""Our word → kohya's ending, where that is another word."""
 
 # Wrappers that trainers leave in front of the names of their modules.
 _WRAPPERS = (
@@ -102,6 +110,27 @@ def split_key(key: str) -> tuple[str, str] | None:
         if key.endswith(suffix):
             return key.removesuffix(suffix), role
     return None
+
+
+def by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Prefix → role → tensor, without names whose ending says nothing.
+
+    Raises LoraFileError when two spellings give a layer the same role.
+    """
+    layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, tensor in tensors.items():
+        if (split := split_key(key)) is not None:
+            prefix, role = split
+            if role in layers[prefix]:
+                raise LoraFileError(f"{prefix} has {role} twice in the LoRA file; choose another file")
+            layers[prefix][role] = tensor
+    return dict(layers)
+
+
+def unplaced(tensors: Iterable[str], known: Callable[[str], bool]) -> list[str]:
+    """The names whose ending says nothing, or whose prefix is not known."""
+    split = {key: split_key(key) for key in tensors}
+    return [key for key, parts in split.items() if parts is None or not known(parts[0])]
 
 
 def candidates(prefix: str) -> Iterator[str]:

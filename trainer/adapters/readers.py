@@ -8,41 +8,53 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ..errors import LoraFileError
+from ..errors import LoraFileError, shortened
 from .kinds import KINDS
-from .metadata import DORA_NORM
-from .names import Rows, find, is_text_encoder, split_key
+from .metadata import CONFIG, DORA_NORM
+from .names import Rows, by_layer, find, is_text_encoder, split_key, unplaced
+from .shapes import LayerShape, Roles, Shape, check_layer
 from .start import StartingLora
 
 _KINDS = {name: KINDS[name].roles for name in ("lora", "loha", "lokr", "oft")}
 """What tensors alone can say of a file; DoRA is a LoRA with scales."""
 _DORA = ("dora_scale", "lora_magnitude_vector")
+_NO_ADAPTER = {"diff", "diff_b", "w_norm", "b_norm"}
+"""Changes of norms, biases and whole weights, which ComfyUI's trainer saves beside its LoRAs."""
+_KNOWN = {role for roles in _KINDS.values() for role in roles} | {"alpha", *_DORA, *_NO_ADAPTER}
 
 
 def read_start(
     tensors: Mapping[str, Tensor],
     aliases: Mapping[str, Rows],
+    shapes: Mapping[str, LayerShape],
     *,
     file_alpha: float = 0.0,
     metadata: Mapping[str, str] | None = None,
 ) -> StartingLora:
-    """A LoRA file as the start of a training. Every tensor is used, or LoraFileError names those left over.
+    """A LoRA file as the start of a training, checked against the layers that it is for.
 
-    aliases: the names that a layer of this model has in files (`trainer.host.lora.aliases`).
-    file_alpha: α of files that carry none (DiffSynth); 0 means equal to the rank.
+    What no adapter can hold (norms, biases, embeddings) is named in `StartingLora.left_out`; LoraFileError is
+    raised for any other tensor that cannot be used.
+
+    aliases: the names that a layer of this model has in files (`trainer.host.lora.aliases`). shapes: of every
+    layer. file_alpha: α of files that carry none (DiffSynth); 0 means equal to the rank.
     """
-    modules = _by_module(tensors, aliases)
+    modules, left_out = _by_module(tensors, aliases, shapes)
     kind = _kind(modules)
     layers, alphas, ranks = {}, {}, {}
     for layer, pieces in _by_layer(modules, aliases).items():
-        read = _read_pieces(layer, kind, pieces, file_alpha)
+        read = _read_pieces(layer, kind, pieces, shapes[layer].weight, file_alpha)
         layers[layer], ranks[layer], alphas[layer] = read
+    about = metadata or {}
+    # Our files that went on from a DoRA did not always say which norm; it was ComfyUI's.
+    over_base = about.get(DORA_NORM, "base" if CONFIG in about else "merged") == "base"
     return StartingLora(
         kind=kind,
         layers=layers,
         alphas=alphas,
         ranks=ranks,
-        dora_over_base=(metadata or {}).get(DORA_NORM) == "base",
+        dora_over_base=over_base and any("dora_scale" in roles for roles in modules.values()),
+        left_out=tuple(left_out),
     )
 
 
@@ -56,22 +68,38 @@ def with_alpha(tensors: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]
     return out
 
 
-def _by_module(tensors: Mapping[str, Tensor], aliases: Mapping[str, Rows]) -> dict[str, dict[str, Tensor]]:
-    modules: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    unused = []
-    for key, tensor in tensors.items():
-        split = split_key(key)
-        if split is None or find(split[0], aliases) is None:
-            unused.append(key)
-        else:
-            modules[split[0]][split[1]] = tensor
-    known = {role for roles in _KINDS.values() for role in roles} | {"alpha", *_DORA}
-    unused += [f"{m} ({role})" for m, roles in modules.items() for role in roles if role not in known]
-    if unused:
-        raise cannot_use(unused, len(tensors), "the training cannot go on from it")
-    if not modules:
+def _by_module(
+    tensors: Mapping[str, Tensor], aliases: Mapping[str, Rows], shapes: Mapping[str, LayerShape]
+) -> tuple[dict[str, Roles], list[str]]:
+    """(prefix → role → tensor of what adapters can hold, names of the rest)"""
+    if not tensors:
         raise LoraFileError("the starting LoRA has no tensors; choose another file")
-    return modules
+    if unused := unplaced(tensors, lambda prefix: find(prefix, aliases) is not None):
+        raise cannot_use(unused, len(tensors), "the training cannot go on from it")
+    modules: dict[str, Roles] = {}
+    left_out, other = [], []
+    for name, roles in by_layer(tensors).items():
+        rows = find(name, aliases)
+        assert rows is not None
+        layer = shapes[rows.layer]
+        kind = check_layer(name, roles, layer.rows(rows.length) if rows.length else layer)
+        held = kind in _KINDS and layer.adaptable
+        dropped = [role for role in roles if not held or role in _NO_ADAPTER]
+        left_out += [f"{name}.{role}" for role in dropped]
+        other += [f"{name}.{role}" for role in roles if role not in _KNOWN]
+        if held:
+            modules[name] = {role: tensor for role, tensor in roles.items() if role not in dropped}
+    if other:
+        raise LoraFileError(
+            f"training cannot go on from a LoRA with {shortened(other)}; start from another file, or use this"
+            " one with Apply LoRA"
+        )
+    if not modules:
+        raise LoraFileError(
+            f"the starting LoRA has nothing that an adapter can hold, only {shortened(left_out)}; choose"
+            " another file"
+        )
+    return modules, left_out
 
 
 def cannot_use(keys: Iterable[str], total: int, consequence: str) -> LoraFileError:
@@ -83,23 +111,23 @@ def cannot_use(keys: Iterable[str], total: int, consequence: str) -> LoraFileErr
     )
 
 
-def _kind(modules: Mapping[str, Mapping[str, Tensor]]) -> str:
+def _kind(modules: Mapping[str, Roles]) -> str:
     found = {kind for roles in modules.values() for kind, names in _KINDS.items() if names & roles.keys()}
     if len(found) != 1:
         raise LoraFileError(
-            f"the starting LoRA mixes the kinds {', '.join(sorted(found)) or 'none'}; training goes on from"
+            f"the starting LoRA mixes the kinds {', '.join(sorted(found))}; training goes on from"
             " files of one kind"
         )
-    dora = [any(role in _DORA for role in roles) for roles in modules.values()]
-    if any(dora) and (not all(dora) or found != {"lora"}):
+    scales = [{role for role in _DORA if role in roles} for roles in modules.values()]
+    if any(scales) and (found != {"lora"} or any(own != scales[0] for own in scales)):
         raise LoraFileError("the starting LoRA has DoRA scales on some layers only; use a plain LoRA or DoRA")
-    return "dora" if any(dora) else found.pop()
+    return "dora" if any(scales) else found.pop()
 
 
 def _by_layer(
-    modules: Mapping[str, Mapping[str, Tensor]], aliases: Mapping[str, Rows]
-) -> dict[str, list[tuple[Rows, str, Mapping[str, Tensor]]]]:
-    layers: dict[str, list[tuple[Rows, str, Mapping[str, Tensor]]]] = defaultdict(list)
+    modules: Mapping[str, Roles], aliases: Mapping[str, Rows]
+) -> dict[str, list[tuple[Rows, str, Roles]]]:
+    layers: dict[str, list[tuple[Rows, str, Roles]]] = defaultdict(list)
     for prefix, roles in modules.items():
         rows = find(prefix, aliases)
         assert rows is not None
@@ -110,58 +138,64 @@ def _by_layer(
 
 
 def _read_pieces(
-    layer: str, kind: str, pieces: list[tuple[Rows, str, Mapping[str, Tensor]]], file_alpha: float
+    layer: str, kind: str, pieces: list[tuple[Rows, str, Roles]], weight: Shape, file_alpha: float
 ) -> tuple[dict[str, Tensor], int, float]:
-    """(tensors, rank, alpha) of one layer of the network."""
+    """(tensors, rank, alpha) of one layer of the network, whose weight has this shape."""
     rows, prefix, roles = pieces[0]
     if len(pieces) == 1 and not rows.length:
         if kind in ("lora", "dora"):
-            return _lora(prefix, roles, file_alpha)
-        return {"loha": _loha, "lokr": _lokr, "oft": _oft}[kind](prefix, roles)
+            return _lora(prefix, roles, weight, file_alpha)
+        return {"loha": _loha, "lokr": _lokr, "oft": _oft}[kind](prefix, roles, weight)
+    if len({own.start for own, _, _ in pieces}) < len(pieces):
+        names = shortened(name for _, name, _ in pieces)
+        raise LoraFileError(
+            f"the starting LoRA has {layer} under several names ({names}); choose another file"
+        )
     if kind != "lora" or any(not piece[0].length for piece in pieces):
         raise LoraFileError(
             f"{layer} is one layer here and {len(pieces)} in the starting LoRA ({prefix}, …); only plain"
             " LoRAs can be joined"
         )
-    return _fused([(piece_rows, _lora(name, t, file_alpha)) for piece_rows, name, t in pieces])
+    parts = [(own, _lora(name, t, (own.length, *weight[1:]), file_alpha)) for own, name, t in pieces]
+    return _fused(parts, weight)
 
 
-def _need(prefix: str, roles: Mapping[str, Tensor], *names: str) -> list[Tensor]:
-    for name in names:
-        if name not in roles:
-            raise LoraFileError(f"{prefix} has no {name} in the starting LoRA; the file is incomplete")
-    return [roles[name].float() for name in names]
-
-
-def _alpha(roles: Mapping[str, Tensor], default: float) -> float:
-    return float(roles["alpha"].float().item()) if "alpha" in roles else default
+def _alpha(prefix: str, roles: Roles, default: float) -> float:
+    alpha = float(roles["alpha"].float().item()) if "alpha" in roles else default
+    if not alpha:
+        raise LoraFileError(
+            f"{prefix} has alpha 0 in the starting LoRA, so that it never acts; choose another file"
+        )
+    return alpha
 
 
 def _lora(
-    prefix: str, roles: Mapping[str, Tensor], file_alpha: float
+    prefix: str, roles: Roles, weight: Shape, file_alpha: float
 ) -> tuple[dict[str, Tensor], int, float]:
-    a, b = _need(prefix, roles, "lora_A", "lora_B")
-    rank = a.shape[0]
-    tensors = {"lora_A": a, "lora_B": b}
+    """Written flat or as a convolution's, the tensors become those of the layer."""
+    rank, kernel = len(roles["lora_A"]), weight[2:]
+    tensors = {
+        "lora_A": roles["lora_A"].float().reshape(rank, -1, *kernel),
+        "lora_B": roles["lora_B"].float().reshape(-1, rank, *[1] * len(kernel)),
+    }
     scale = next((roles[name] for name in _DORA if name in roles), None)
     if scale is not None:
-        if scale.numel() != b.shape[0]:
+        if "dora_scale" in roles and len(scale) != weight[0]:
             raise LoraFileError(
-                f"{prefix}: its DoRA scale has {scale.numel()} values for {b.shape[0]} outputs; scales on the"
+                f"{prefix}: its DoRA scale has {scale.numel()} values for {weight[0]} outputs; scales on the"
                 " input side cannot be trained further"
             )
         tensors["dora_scale"] = scale
-    return tensors, rank, _alpha(roles, file_alpha or float(rank))
+    return tensors, rank, _alpha(prefix, roles, file_alpha or float(rank))
 
 
 def _fused(
-    pieces: list[tuple[Rows, tuple[dict[str, Tensor], int, float]]],
+    pieces: list[tuple[Rows, tuple[dict[str, Tensor], int, float]]], weight: Shape
 ) -> tuple[dict[str, Tensor], int, float]:
     """LoRAs on rows of a layer as one: A stacked, B block by block, each with its own scale folded into B."""
     total = sum(rank for _, (_, rank, _) in pieces)
-    outputs = max(rows.start + rows.length for rows, _ in pieces)
     a = torch.cat([tensors["lora_A"] for _, (tensors, _, _) in pieces])
-    b = torch.zeros(outputs, total)
+    b = torch.zeros(weight[0], total)
     column = 0
     for rows, (tensors, rank, alpha) in pieces:
         b[rows.start : rows.start + rows.length, column : column + rank] = tensors["lora_B"] * (alpha / rank)
@@ -169,35 +203,36 @@ def _fused(
     return {"lora_A": a, "lora_B": b}, total, float(total)
 
 
-def _loha(prefix: str, roles: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int, float]:
+def _loha(prefix: str, roles: Roles, weight: Shape) -> tuple[dict[str, Tensor], int, float]:
     names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-    tensors: dict[str, Tensor] = dict(zip(names, _need(prefix, roles, *names), strict=True))
-    rank = tensors["hada_w1_b"].shape[0]
-    return tensors, rank, _alpha(roles, float(rank))
+    tensors = {name: roles[name].float() for name in names}
+    rank = len(tensors["hada_w1_b"])
+    return tensors, rank, _alpha(prefix, roles, float(rank))
 
 
-def _lokr(prefix: str, roles: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int, float]:
+def _lokr(prefix: str, roles: Roles, weight: Shape) -> tuple[dict[str, Tensor], int, float]:
     """A factored w1 is multiplied out; a full w2 has no rank and no scale."""
-    factored = "lokr_w2" not in roles
-    if "lokr_w1" in roles:
-        (w1,) = _need(prefix, roles, "lokr_w1")
-        rank = 0
+    values = {role: tensor.float() for role, tensor in roles.items()}
+    if "lokr_w1" in values:
+        w1, rank = values["lokr_w1"], 0
     else:
-        left, right = _need(prefix, roles, "lokr_w1_a", "lokr_w1_b")
-        w1, rank = left @ right, right.shape[0]
-    if factored:
-        w2_a, w2_b = _need(prefix, roles, "lokr_w2_a", "lokr_w2_b")
-        rank = w2_b.shape[0]
-        return {"lokr_w1": w1, "lokr_w2_a": w2_a, "lokr_w2_b": w2_b}, rank, _alpha(roles, float(rank))
-    (w2,) = _need(prefix, roles, "lokr_w2")
+        w1, rank = values["lokr_w1_a"] @ values["lokr_w1_b"], len(values["lokr_w1_b"])
+    if "lokr_w2" not in values:
+        w2_a, w2_b = values["lokr_w2_a"], values["lokr_w2_b"]
+        rank = len(w2_b)
+        alpha = _alpha(prefix, roles, float(rank))
+        return {"lokr_w1": w1, "lokr_w2_a": w2_a, "lokr_w2_b": w2_b}, rank, alpha
+    w2 = values["lokr_w2"]
+    if len(weight) != 3:  # peft takes a w2 of three dimensions for another product
+        w2 = w2.reshape(len(w2), -1, *weight[2:])
     if rank:
-        w1 = w1 * (_alpha(roles, float(rank)) / rank)
+        w1 = w1 * (_alpha(prefix, roles, float(rank)) / rank)
     full = max(w2.shape[:2])  # a rank from which on peft, too, keeps w2 whole
     return {"lokr_w1": w1, "lokr_w2": w2}, full, float(full)
 
 
-def _oft(prefix: str, roles: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int, float]:
-    (blocks,) = _need(prefix, roles, "oft_blocks")
-    if blocks.ndim != 3 or _alpha(roles, 0.0) > 0:
+def _oft(prefix: str, roles: Roles, weight: Shape) -> tuple[dict[str, Tensor], int, float]:
+    blocks = roles["oft_blocks"].float()
+    if blocks.ndim != 3 or float(roles.get("alpha", torch.tensor(0.0))) > 0:
         raise LoraFileError(f"{prefix}: only OFT without constraint can be trained further, not BOFT or COFT")
     return {"oft_blocks": blocks}, blocks.shape[1], 0.0

@@ -16,6 +16,8 @@ from .layers import adapter_parameters, base_weight, dora_norm
 if TYPE_CHECKING:
     from ..config import AdapterConfig
 
+_MAGNITUDE = "lora_magnitude_vector"
+
 
 @dataclass(frozen=True, kw_only=True)
 class StartingLora:
@@ -28,6 +30,8 @@ class StartingLora:
     ranks: Mapping[str, int]
     dora_over_base: bool = False
     """`dora_scale` is over ‖W‖ (ComfyUI's reading, and our files), else over ‖W + ΔW‖ (LyCORIS, peft)."""
+    left_out: tuple[str, ...] = ()
+    """Tensors of the file that no adapter can hold."""
 
     def plans(self) -> dict[str, tuple[int, float]]:
         return {name: (self.ranks[name], self.alphas[name]) for name in self.layers}
@@ -46,33 +50,38 @@ class StartingLora:
                 f" {missing[0]}; start from one of the same model family"
             )
 
-    def fill(self, layers: Mapping[str, nn.Module]) -> None:
-        """Copy the tensors into freshly injected layers."""
+    def check_fit(self, layers: Mapping[str, nn.Module]) -> None:
+        """layers: freshly injected ones, which may be without storage. Raises LoraFileError."""
         for name, tensors in self.layers.items():
-            layer = layers[name]
-            own = dict(adapter_parameters(layer))
-            values = dict(tensors)
-            scale = values.pop("dora_scale", None)
-            expected = {k: tuple(p.shape) for k, p in own.items() if k != "lora_magnitude_vector"}
-            given = {k: tuple(v.shape) for k, v in values.items()}
+            expected = {k: tuple(p.shape) for k, p in adapter_parameters(layers[name]) if k != _MAGNITUDE}
+            given = {k: tuple(v.shape) for k, v in tensors.items() if k != "dora_scale"}
             if expected != given:
                 raise LoraFileError(
                     f"the starting LoRA does not fit layer {name}: it has {given}, the layer needs"
                     f" {expected}; start from a LoRA of the same model"
                 )
+
+    def fill(self, layers: Mapping[str, nn.Module]) -> None:
+        """Copy the tensors into freshly injected layers."""
+        self.check_fit(layers)
+        for name, tensors in self.layers.items():
+            layer = layers[name]
+            own = dict(adapter_parameters(layer))
+            values = dict(tensors)
+            scale = values.pop("dora_scale", None)
             with torch.no_grad():
                 for key, value in values.items():
                     own[key].copy_(value)
                 if scale is not None:
                     assert isinstance(layer, BaseTunerLayer)
-                    own["lora_magnitude_vector"].copy_(self._magnitude(layer, scale))
+                    own[_MAGNITUDE].copy_(self._magnitude(layer, scale))
 
     def _magnitude(self, layer: BaseTunerLayer, scale: Tensor) -> Tensor:
         magnitude = scale.float().flatten().to(base_weight(layer).device)
         if self.dora_over_base:
             merged, base = dora_norms(layer)
             magnitude = magnitude * merged / base
-        shape = dict(adapter_parameters(layer))["lora_magnitude_vector"].shape
+        shape = dict(adapter_parameters(layer))[_MAGNITUDE].shape
         return magnitude.reshape(shape)
 
 

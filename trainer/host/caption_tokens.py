@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from comfy.sd import CLIP
 
-MAX_CHARACTERS = 10_000
-"""Some 1,500 words. What is longer is not even tokenized."""
+MAX_CHARACTERS = 5_000
+"""Some 800 words. What is longer is not even tokenized."""
 
 MAX_CHUNKS = 12
 """900 tokens, where there is only CLIP, which takes 75 at a time. Models that caption write 512 at most."""

@@ -5,16 +5,22 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import comfy.lora
 import comfy.lora_convert
 import comfy.utils
+from comfy.model_patcher import get_key_weight
 from torch import Tensor
 
-from ..adapters.names import FileName, Rows, candidates, is_text_encoder, split_key
+from ..adapters.layers import weight_shape
+from ..adapters.names import KOHYA, FileName, Rows, by_layer, candidates, is_text_encoder, unplaced
 from ..adapters.readers import cannot_use, with_alpha
+from ..adapters.respell import for_comfyui
+from ..adapters.shapes import LayerShape, check_layer
+from ..adapters.targets import is_convolution, is_linear
 from ..errors import LoraFileError
 from .model import model_family
 
@@ -32,12 +38,12 @@ def file_names(patcher: ModelPatcher, layers: Iterable[str], style: str = "comfy
 
     style "comfyui": kohya's names where kohya has names for the family, else `diffusion_model.<module>`, as
     both ComfyUI and diffusers read it. style "diffusers": `unet.<module>` or `transformer.<module>` in
-    diffusers' own module names.
+    diffusers' own module names. style "lycoris": kohya's names for every family.
     """
     if style == "diffusers":
         return _diffusers_names(patcher, layers)
     family = model_family(patcher)
-    if family.file_names == "dotted":
+    if family.file_names == "dotted" and style != "lycoris":
         split, spelled = _split_rows(patcher, _NET), _shared_names(patcher)
         return {layer: FileName(spelled.get(layer, _NET + layer), split.get(layer, ())) for layer in layers}
     diffusers = _unet_names(patcher) if family.file_names == "diffusers" else {}
@@ -72,6 +78,13 @@ def aliases(patcher: ModelPatcher) -> dict[str, Rows]:
     return {name: _rows(key) for name, key in _all_keys(patcher).items() if _is_weight(key)}
 
 
+def layer_shapes(patcher: ModelPatcher) -> dict[str, LayerShape]:
+    """Shape of each layer that `aliases` names, for `readers.read_start`."""
+    own = set(patcher.model.state_dict())
+    keys = {_layer(key): key for key in _all_keys(patcher).values() if _is_weight(key)}
+    return {layer: _shape(patcher.model, own, _whole(key)) for layer, key in keys.items()}
+
+
 def apply_lora(
     model: ModelPatcher,
     clip: CLIP | None,
@@ -86,16 +99,23 @@ def apply_lora(
 
     Reads what the stock loader reads, and diffusers' files for UNets, PEFT's and DiffSynth's.
     file_alpha: α of a file that carries none; 0 means equal to the rank.
-    Raises LoraFileError when tensors fit nowhere; `notify` hears of text-encoder tensors without a CLIP.
+    Raises LoraFileError when tensors fit nowhere or are not what their layer needs; `notify` hears of
+    text-encoder tensors without a CLIP.
     """
-    tensors = comfy.lora_convert.convert_lora(dict(lora))
+    tensors = _converted(lora)
     if file_alpha:
         tensors = with_alpha(tensors, file_alpha)
+    layers = by_layer(tensors)
     keys = _all_keys(patcher=model)
     clip_keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {}) if clip is not None else {}
-    keys |= dict(_wrapped(tensors, keys)) | clip_keys
-    _check_all_used(tensors, keys, clip is not None, notify)
-    patches = comfy.lora.load_lora(tensors, keys, log_missing=False)
+    keys |= dict(_wrapped(layers, keys)) | clip_keys
+    unused = unplaced(tensors, lambda name: name in keys)
+    _check_unused(unused, len(tensors), clip is not None, notify)
+    layers = {name: roles for name, roles in layers.items() if name in keys}
+    on_model = {name: roles for name, roles in layers.items() if name not in clip_keys}
+    patches = _patches(model, on_model, keys)
+    if clip is not None:
+        patches |= _patches(clip.patcher, {n: roles for n, roles in layers.items() if n in clip_keys}, keys)
     patched = model.clone()
     used = set(patched.add_patches(patches, strength_model))
     patched_clip: Any = clip.clone() if clip is not None else None
@@ -108,43 +128,98 @@ def apply_lora(
     return patched, patched_clip
 
 
-def _check_all_used(
-    tensors: Mapping[str, Tensor], keys: Mapping[str, Any], has_clip: bool, notify: Callable[[str], None]
-) -> None:
-    unused = [key for key in tensors if not _is_used(key, keys)]
+def _converted(lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As the stock loader spells the files of some families."""
+    try:
+        return comfy.lora_convert.convert_lora(dict(lora))
+    except (LookupError, AttributeError) as error:  # it takes tensors for given that are not there
+        raise LoraFileError(
+            f"the LoRA file has the names of one that ComfyUI converts and lacks tensors ({error}); choose a"
+            " whole file"
+        ) from error
+
+
+def _patches(
+    patcher: ModelPatcher, layers: Mapping[str, dict[str, Tensor]], keys: Mapping[str, Any]
+) -> dict[Any, Any]:
+    """The stock loader's patches, once each layer's tensors are known to fit."""
+    own = set(patcher.model.state_dict())
+    names: dict[Any, str] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, roles in layers.items():
+        key = keys[name]
+        check_layer(name, roles, _shape(patcher.model, own, key))
+        if key in names:
+            raise LoraFileError(
+                f"the LoRA file has one layer under several names ({names[key]}, {name}); choose another file"
+            )
+        names[key] = name
+        readable = for_comfyui(roles, partial(_original, patcher, key))
+        tensors |= {_spelled(name, role): tensor for role, tensor in readable.items()}
+    return comfy.lora.load_lora(tensors, {name: keys[name] for name in layers}, log_missing=False)
+
+
+def _spelled(name: str, role: str) -> str:
+    """As the stock loader knows all roles."""
+    return f"{name}.{KOHYA.get(role, role)}"
+
+
+def _shape(module: Any, own: set[str], key: Any) -> LayerShape:
+    """own: the names in the module's state dict, which decide what ComfyUI patches."""
+    name, rows = _whole(key), key[1] if isinstance(key, tuple) else None
+    if not name.endswith(_WEIGHT):
+        shape = LayerShape(weight=tuple(comfy.utils.get_attr(module, name).shape), adaptable=False)
+    else:
+        layer = comfy.utils.get_attr(module, name.removesuffix(_WEIGHT))
+        bias = name.removesuffix(_WEIGHT) + ".bias"
+        shape = LayerShape(
+            weight=weight_shape(layer),
+            bias=tuple(layer.bias.shape) if bias in own else None,
+            adaptable=is_linear(layer) or is_convolution(layer),
+        )
+    return shape if rows is None else shape.rows(rows[2], rows[0])
+
+
+def _original(patcher: ModelPatcher, key: Any) -> Tensor:
+    """A weight, or rows of it, without patches, in fp32 on the CPU."""
+    name, rows = _whole(key), key[1] if isinstance(key, tuple) else None
+    weight, _, convert = get_key_weight(patcher.model, name)
+    if name in patcher.backup:  # patched in place, by this model or a clone
+        weight = patcher.backup[name].weight
+    if convert is not None:
+        weight = convert(weight, inplace=False)
+    plain = weight.detach().float().cpu()
+    return plain if rows is None else plain.narrow(*rows)
+
+
+def _check_unused(unused: list[str], total: int, has_clip: bool, notify: Callable[[str], None]) -> None:
     text = [key for key in unused if is_text_encoder(key)]
-    if text and not has_clip and len(text) < len(tensors):
+    if text and not has_clip and len(text) < total:
         notify(
             f"{len(text)} tensors of the LoRA are for the text encoder and were left out;"
             " connect clip to use them"
         )
         unused = [key for key in unused if key not in set(text)]
     if unused:
-        raise cannot_use(unused, len(tensors), "nothing was applied")
+        raise cannot_use(unused, total, "nothing was applied")
 
 
-def _is_used(key: str, keys: Mapping[str, Any]) -> bool:
-    split = split_key(key)
-    return (split is not None and split[0] in keys) or key in keys
-
-
-def _wrapped(tensors: Iterable[str], keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _wrapped(names: Iterable[str], keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Names of the file that are known once PEFT's or a pipeline's wrapper is taken off."""
-    for key in tensors:
-        split = split_key(key)
-        if split and split[0] not in keys:
-            known = next((c for c in candidates(split[0]) if c in keys), None)
+    for name in names:
+        if name not in keys:
+            known = next((c for c in candidates(name) if c in keys), None)
             if known is not None:
-                yield split[0], keys[known]
+                yield name, keys[known]
 
 
 def _all_keys(patcher: ModelPatcher) -> dict[str, Any]:
     """Names in files → ComfyUI's key, or (key, rows) for a part of a layer: the stock loader's, and more."""
-    keys = _stock_keys(patcher)
-    modules = [k for k in _weights(patcher) if k.startswith(_NET) and k.endswith(_WEIGHT)]
+    keys, weights = _stock_keys(patcher), _weights(patcher)
+    modules = [k for k in weights if k.startswith(_NET) and k.endswith(_WEIGHT)]
     for layer, name in _unet_names(patcher).items():
         key = _NET + layer + _WEIGHT
-        for spelling in (name, name.replace("to_out.0", "to_out")):
+        for spelling in (name, name.replace("to_out.0", "to_out")) if key in weights else ():
             keys.setdefault(spelling, key)
             keys.setdefault(f"unet.{spelling}", key)
     for name, layer in _diffsynth_names(m.removeprefix(_NET).removesuffix(_WEIGHT) for m in modules):
@@ -166,7 +241,7 @@ def _stock_keys(patcher: ModelPatcher) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     for name, key in comfy.lora.model_lora_keys_unet(patcher.model, {}).items():
         key = (_outside(key[0]), *key[1:]) if isinstance(key, tuple) else _outside(key)
-        if (key[0] if isinstance(key, tuple) else key) in weights:
+        if _whole(key) in weights:
             keys[_outside(name)] = key
     return keys
 
@@ -269,8 +344,13 @@ def _is_weight(key: Any) -> bool:
     return key.endswith(_WEIGHT)
 
 
+def _whole(key: Any) -> str:
+    """ComfyUI's key without the rows."""
+    return key[0] if isinstance(key, tuple) else key
+
+
 def _layer(key: Any) -> str:
-    return (key[0] if isinstance(key, tuple) else key).removeprefix(_NET).removesuffix(_WEIGHT)
+    return _whole(key).removeprefix(_NET).removesuffix(_WEIGHT)
 
 
 def _rows(key: Any) -> Rows:

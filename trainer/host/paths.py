@@ -60,4 +60,9 @@ def lora_path(name: str) -> Path:
     """The file behind a name of the list; any other name is refused, also one with path parts."""
     if name not in lora_names():
         raise LoraFileError(f"LoRA file {name!r} is not in ComfyUI's list; refresh the page and choose again")
-    return Path(folder_paths.get_full_path_or_raise("loras", name))
+    path = folder_paths.get_full_path("loras", name)
+    if path is None:
+        raise LoraFileError(
+            f"LoRA file {name!r} is no file: a folder, a pipe, or a link to nothing; choose another one"
+        )
+    return Path(path)

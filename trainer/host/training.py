@@ -61,7 +61,7 @@ def train_on_loaded(
     it is.
     """
     dataset = dataset.hold_out(config.validation.held_out)
-    start = _starting_lora(model, config)
+    start = _starting_lora(model, config, emit)
     process = noise_process(model.get_model_object("model_sampling"))
     check(config, dataset, model.model.diffusion_model, process, start)
     for remark in remarks(config, dataset):
@@ -133,11 +133,26 @@ def train_on_loaded(
         )
 
 
-def _starting_lora(model: ModelPatcher, config: TrainConfig) -> StartingLora | None:
-    if not config.adapter.start_from:
+def _starting_lora(model: ModelPatcher, config: TrainConfig, emit: Emit) -> StartingLora | None:
+    name = config.adapter.start_from
+    if not name:
         return None
-    tensors, metadata = read_lora(paths.lora_path(config.adapter.start_from))
-    return read_start(tensors, lora.aliases(model), file_alpha=config.adapter.start_alpha, metadata=metadata)
+    tensors, metadata = read_lora(paths.lora_path(name))
+    start = read_start(
+        tensors,
+        lora.aliases(model),
+        lora.layer_shapes(model),
+        file_alpha=config.adapter.start_alpha,
+        metadata=metadata,
+    )
+    if start.left_out:
+        emit(
+            Notice(
+                message=f"{len(start.left_out)} tensors of {name} change norms, biases or other weights that"
+                f" no adapter can hold; the training starts without them: {shortened(start.left_out)}"
+            )
+        )
+    return start
 
 
 def _fingerprints(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..adapters.lora_file import read_lora
+from ..adapters.shapes import check_file
 from ..config import ValidationConfig
 from ..errors import ConfigError, shortened
 from .checkpoints import loras, strangers
@@ -44,6 +45,7 @@ def load_past_run(folder: RunFolder, step: int) -> PastRun:
     if step not in files:
         raise ConfigError(f"run {folder.path.name} has no LoRA of step {step}; choose one of {there}")
     lora, metadata = read_lora(files[step])
+    check_file(lora)
     losses = folder.log.losses(step)
     lines = [f"step {step} of run {folder.path.name}", f"steps with a LoRA: {there}"]
     if losses:
