@@ -27,6 +27,8 @@ from in_graph_lora.trainer.runs.record import Record
 from ..tiny_models import TINY, build
 from .broken import LAYERS, RANK, Layer, broken, file, whole
 
+pytestmark = pytest.mark.slow
+
 WHOLE = [(layer, kind) for layer, at in LAYERS.items() for kind in whole(at)]
 TUCKER_LOKR = ("conv", "tucker lokr")
 """ComfyUI logs an error of torch.kron's and leaves the layer as it is."""

@@ -33,6 +33,8 @@ from safetensors.torch import save_file
 
 from in_graph_lora.trainer.host.caption_tokens import MAX_CHARACTERS, MAX_CHUNKS, CaptionTokenizer
 
+pytestmark = pytest.mark.slow
+
 encoders = comfy.text_encoders
 TOKENIZERS: dict[str, Callable[..., Any]] = {
     "SD 1": comfy.sd1_clip.SD1Tokenizer,

@@ -27,7 +27,7 @@ from in_graph_lora.trainer.host.training import train_on_loaded
 
 from .loaded import Loaded, write_pictures
 
-pytestmark = pytest.mark.usefixtures("output")
+pytestmark = [pytest.mark.usefixtures("output"), pytest.mark.slow]
 
 LONE = "\ud83d"
 TRAINED_TEXT = OptimizerConfig(learning_rate=1e-3, text_encoder_lr=1e-3)

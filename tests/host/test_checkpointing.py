@@ -20,6 +20,8 @@ from in_graph_lora.trainer.memory.compiling import compiled
 from ..tiny_models import TINY
 from .family_case import Case, adapted, relative
 
+pytestmark = pytest.mark.slow
+
 every_family = pytest.mark.parametrize("name", TINY)
 
 
@@ -181,9 +183,9 @@ def test_blocks_of_an_unknown_network_are_its_long_lists() -> None:
     [
         ("unheard_of", 0),
         ("flux1", 1),
-        pytest.param("flux1", 0, marks=pytest.mark.slow),
-        pytest.param("ltxv", 1, marks=pytest.mark.slow),
-        pytest.param("sd15", 1, marks=pytest.mark.slow),
+        ("flux1", 0),
+        ("ltxv", 1),
+        ("sd15", 1),
     ],
 )
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")

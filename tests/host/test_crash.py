@@ -23,7 +23,7 @@ STEPS = 8
 KILLS, WHILE_WRITING = 20, 5
 SEED = int(os.environ.get("IGL_CRASH_SEED", "4"))
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL"), pytest.mark.slow]
 
 
 @contextmanager
@@ -47,7 +47,6 @@ def worker(
         running.close()
 
 
-@pytest.mark.slow
 def test_a_run_killed_20_times_equals_one_never_killed(worker, tmp_path, record_property):
     dice = random.Random(SEED)
     record_property("seed", SEED)

@@ -42,6 +42,8 @@ from in_graph_lora.trainer.runs.result import Result
 from ..tiny_models import TINY, build, samples
 from .loaded import load, train_engine, write_pictures
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent.parent / "golden"
 STEPS = 20
 WHOLE_WAY = "sd15-from-a-folder"

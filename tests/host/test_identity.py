@@ -21,6 +21,8 @@ from in_graph_lora.trainer.host.sample import SampleSettings, encode_prompt, sam
 
 from .loaded import Loaded, load
 
+pytestmark = pytest.mark.slow
+
 SAMPLING_ONLY = {
     *("RescaleCFG", "Mahiro", "RenormCFG", "APG", "TCFG", "FreSca", "CFGZeroStar", "CFGNorm", "CFGOverride"),
     *("Epsilon Scaling", "TemporalScoreRescaling", "VideoLinearCFGGuidance", "VideoTriangleCFGGuidance"),

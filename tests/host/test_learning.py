@@ -18,6 +18,8 @@ from in_graph_lora.trainer.host import paths
 from in_graph_lora.trainer.noise import NoiseProcess
 from workbench.miniature import experiment, judge, sampling, subject, world
 
+pytestmark = pytest.mark.slow
+
 STEPS, RATE = 220, 3e-3
 PICTURES, PROMPTS = 15, 10
 LEARNED = 0.6

@@ -13,6 +13,8 @@ from workbench.miniature import judge, sampling, subject, text, world
 from workbench.miniature.checkpoint import WEIGHTS
 from workbench.miniature.evaluate import shares
 
+pytestmark = pytest.mark.slow
+
 MOST_STORED = 30 * 2**20
 
 
@@ -80,7 +82,6 @@ def test_judge_agrees_after_the_autoencoder(base: tuple[Any, Any, Any], pictures
     assert sum(same) >= 0.95 * len(same)
 
 
-@pytest.mark.slow
 def test_it_draws_captions_it_has_never_seen(base: tuple[Any, Any, Any]) -> None:
     asked = world.held_out_captions(24)
     made = sampling.sample(*base, [caption for _, caption in asked])

@@ -40,6 +40,8 @@ from in_graph_lora.trainer.runs.result import Result
 
 from .loaded import Loaded, encoded, identities, train_engine, weight_hash, write_pictures
 
+pytestmark = pytest.mark.slow
+
 CLASS_PROMPT = "a photo of a figurine"
 PRIORS = {
     method: PriorConfig(method=method, weight=0.5, class_prompt=CLASS_PROMPT)

@@ -30,7 +30,7 @@ from in_graph_lora.trainer.host.training import train_on_loaded
 
 from .loaded import Loaded, identities, weight_hash, write_pictures
 
-pytestmark = pytest.mark.usefixtures("output")
+pytestmark = [pytest.mark.usefixtures("output"), pytest.mark.slow]
 
 FAST = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, schedule="constant")
 

@@ -32,7 +32,7 @@ from in_graph_lora.trainer.pictures.comparison import to_pil
 
 from .loaded import Loaded, weight_hash, write_pictures
 
-pytestmark = pytest.mark.usefixtures("output")
+pytestmark = [pytest.mark.usefixtures("output"), pytest.mark.slow]
 
 PREVIEW = PreviewConfig(prompts=("a cat", "a dog"), every=2, steps=2, cfg=2.0, seed=7)
 VALIDATION = ValidationConfig(held_out=1, every=2)

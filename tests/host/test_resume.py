@@ -27,6 +27,8 @@ from in_graph_lora.trainer.runs import finding
 
 from .loaded import Loaded, write_pictures
 
+pytestmark = pytest.mark.slow
+
 EVERYTHING = {
     "adapter": AdapterConfig(rank=2, dropout=0.2),
     "objective": ObjectiveConfig(caption_dropout=0.3, noise_offset=0.05, input_perturbation=0.1),

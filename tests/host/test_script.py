@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from workbench.dev import comfyui
 
 from .loaded import write_pictures
+
+pytestmark = pytest.mark.slow
 
 
 def script(repo_root: Path, checkpoint: Path, tmp_path: Path, *more: str) -> subprocess.CompletedProcess[str]:

@@ -31,6 +31,8 @@ from in_graph_lora.trainer.runs.result import Result
 from ..tiny_models import TINY, build, samples
 from .loaded import train_engine
 
+pytestmark = pytest.mark.slow
+
 FAMILY, KEY, NAME = "unheard_of", "the key", "20260102-030405"
 INDEX, STATE, LORA = "step_000006.json", "step_000006.state.safetensors", "step_000006.safetensors"
 

@@ -132,6 +132,7 @@ def test_staged_weights_are_on_the_device_for_the_loan_only():
     assert identities(net) == before
 
 
+@pytest.mark.slow
 def test_a_run_adds_no_second_copy_of_the_model(loaded, pictures, tmp_path):
     mm.load_models_gpu([loaded.model])  # an earlier test may have left a LoRA's weights in its place
     size = loaded.model.model_size()
@@ -204,6 +205,7 @@ def test_a_name_that_is_taken_gets_a_number(loaded, pictures, tmp_path):
     assert first.run != second.run
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_lora_and_another_seed_another(loaded, pictures, tmp_path):
     first, again, other = (train(loaded, pictures, tmp_path, steps=2, seed=s).lora for s in (5, 5, 6))
     assert first.keys() == again.keys()
@@ -211,6 +213,7 @@ def test_the_same_seed_gives_the_same_lora_and_another_seed_another(loaded, pict
     assert any(not torch.equal(first[k], other[k]) for k in first)
 
 
+@pytest.mark.slow
 def test_the_loss_falls_over_60_steps_on_a_small_batch(loaded, tmp_path):
     folder = write_pictures(tmp_path / "two", [(64, 64), (64, 64)])
     losses = train(

@@ -14,6 +14,8 @@ from workbench.client import Client, Prompt, Result
 from workbench.dev import base
 from workbench.dev import server as servers
 
+pytestmark = pytest.mark.slow
+
 STEPS = 16
 PREVIEW = {
     "prompts": "aawxbc figurine", "every": 6, "held_out": 1, "measure_every": 3, "keep_best": False,
@@ -58,7 +60,6 @@ def rank_of(lora: str) -> int:
         return int(f.metadata()["ss_network_dim"])
 
 
-@pytest.mark.slow
 def test_after_the_server_was_killed_the_same_graph_goes_on(comfyui, tiny_checkpoint, tmp_path):
     folder = base.prepare(tmp_path / "base")
     (folder / "models" / "checkpoints" / tiny_checkpoint.name).symlink_to(tiny_checkpoint)

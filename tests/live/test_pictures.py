@@ -11,6 +11,8 @@ from PIL import Image
 
 from workbench.client import Client, Prompt, Result
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def picture(server) -> str:

@@ -34,6 +34,8 @@ from in_graph_lora.trainer.config import ADAPTER_FILE_NAMES, ADAPTER_KINDS, Adap
 from in_graph_lora.trainer.errors import ConfigError
 from in_graph_lora.trainer.host import lora as host
 
+pytestmark = pytest.mark.slow
+
 CLOSE = 1e-5
 """Error of a layer's change, relative to its size."""
 READERS = {

@@ -20,6 +20,8 @@ from in_graph_lora.trainer.host.conditioning import HostTextEncoder
 from in_graph_lora.trainer.host.model import borrowed
 from in_graph_lora.trainer.noise import add_noise
 
+pytestmark = pytest.mark.slow
+
 LOADERS = {
     "SD15": loaders.StableDiffusionLoraLoaderMixin,
     "SDXL": loaders.StableDiffusionXLLoraLoaderMixin,

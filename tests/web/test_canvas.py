@@ -14,7 +14,7 @@ from workbench.workflow import to_prompt
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = pytest.mark.web
+pytestmark = [pytest.mark.web, pytest.mark.slow]
 Json = dict[str, Any]
 
 LOAD = "async (workflow) => { await app.loadGraphData(workflow); }"
