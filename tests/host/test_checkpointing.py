@@ -207,3 +207,25 @@ def test_checkpointing_is_left_as_it_was_entered_when_a_block_fails() -> None:
     with contextlib.suppress(ValueError), checkpointed([block := Failing()], 1):
         block(torch.randn(2, requires_grad=True))
     assert "forward" not in vars(block)
+
+
+class FailsLater(nn.Module):
+    calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls > 1:  # the first call is the check whether it overwrites values
+            raise torch.OutOfMemoryError
+        return x.square()
+
+
+def test_after_an_error_in_a_block_other_gradients_are_computed_as_ever() -> None:
+    """torch takes its hooks away when the traceback goes, and something may keep that."""
+    block = FailsLater()
+    with checkpointed([block], 1), pytest.raises(torch.OutOfMemoryError) as kept:
+        block(torch.ones(2, requires_grad=True))
+    x = torch.ones(2, requires_grad=True)
+    x.square().sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, 2 * torch.ones(2))
+    assert kept.value

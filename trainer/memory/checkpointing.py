@@ -5,6 +5,7 @@ A checkpointed block keeps its inputs only and runs again in the backward pass (
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -57,7 +58,12 @@ def _checkpoint(block: nn.Module) -> Callable[..., Any]:
             merged = [a if isinstance(a, dict) else t for t, a in zip(tensors, again_args, strict=True)]
             return forward(*merged, **again_kwargs)
 
-        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=dropout, **kwargs)
+        try:
+            return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=dropout, **kwargs)
+        except BaseException as error:
+            # The hooks that torch leaves on, and the tensors of the pass, would live as long as the traceback.
+            traceback.clear_frames(error.__traceback__)
+            raise
 
     return checkpointed_forward
 

@@ -31,7 +31,7 @@ _PINNED_SHARE = 0.05
 
 
 def spread(count: int, share: float) -> list[int]:
-    """Indices of ⌈share · count⌉ of `count` blocks, evenly: those between them compute while one is copied."""
+    """Indices of ⌈share · count⌉ blocks, evenly: those between them compute while one is copied."""
     wanted = min(count, -int(-share * count // 1))
     return [i for i in range(count) if (i + 1) * wanted // count > i * wanted // count]
 
