@@ -43,6 +43,16 @@ class TrainMemory(io.ComfyNode):
                     advanced=True,
                     tooltip="torch.compile for each block: a slow first step, then faster ones.",
                 ),
+                io.Float.Input(
+                    "streamed",
+                    default=_D.streamed,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Share of the model's blocks that stay in system memory and come to the card for"
+                    " their turn. 0: all of the model is on the card. For models that do not fit.",
+                ),
             ],
             outputs=[Memory.Output(display_name="memory", tooltip="For Train LoRA.")],
         )

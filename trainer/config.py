@@ -309,6 +309,8 @@ class DataConfig:
 class MemoryConfig:
     checkpointing: int = 0
     """Gradient checkpointing: 0 off, 1 every block, n every n-th block."""
+    streamed: float = 0.0
+    """Share of the blocks that stay in host memory and come to the device for their turn; checkpointed."""
     precision: str = "auto"
     """What the network computes in; "auto" is what ComfyUI chose for it."""
     compile: bool = False
@@ -316,6 +318,7 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         _check_range(self, 0, math.inf, "checkpointing", hint="0: off")
+        _check_range(self, 0, 1, "streamed", hint="0: the whole model is on the device")
         _check_choice("precision", self.precision, PRECISIONS)
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from .memory.streaming import Packed
 from .noise import NoiseProcess
 
 Conditioning = Any
@@ -28,6 +29,10 @@ class Denoiser(Protocol):
 
     blocks: Sequence[nn.Module]
     """What gradient checkpointing and compilation take one by one."""
+    device: torch.device
+    """What computes."""
+    away: Sequence[Packed]
+    """Blocks that lie in host memory."""
 
     def predict(self, x_t: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
         """The network's own output (epsilon, v or velocity), fp32, of x_t's shape.

@@ -16,6 +16,7 @@ from .config import TrainConfig
 from .data.batches import CachedSample
 from .memory.checkpointing import checkpointed
 from .memory.compiling import compiled
+from .memory.streaming import streamed
 from .objective import Objective, cached_condition
 from .optim import ParameterGroups
 from .ports import Conditioning, Loan
@@ -76,6 +77,7 @@ def prepared(
                 config.adapter,
                 seed=config.seed,
                 compute_dtype=denoiser.half_precision,
+                device=denoiser.device,
                 start=start,
             )
         )
@@ -100,7 +102,9 @@ def prepared(
 
         if memory.compile:
             stack.enter_context(compiled(denoiser.blocks))
-        stack.enter_context(checkpointed(denoiser.blocks, memory.checkpointing))
+        stack.enter_context(streamed(denoiser.away, denoiser.device))
+        away = [packed.block for packed in denoiser.away]
+        stack.enter_context(checkpointed(denoiser.blocks, memory.checkpointing, always=away))
         yield (
             trained,
             Objective(

@@ -47,11 +47,13 @@ class Case:
 
 
 @contextlib.contextmanager
-def adapted(c: Case, targets: str = "attention", **config: Any) -> Iterator[tuple[HostDenoiser, Adapter]]:
+def adapted(
+    c: Case, targets: str = "attention", *, streamed: float = 0.0, **config: Any
+) -> Iterator[tuple[HostDenoiser, Adapter]]:
     """The model borrowed, with an adapter of which no weight is zero."""
     with (
         torch.inference_mode(False),
-        borrowed(c.patcher) as denoiser,
+        borrowed(c.patcher, streamed) as denoiser,
         injected(denoiser.net, AdapterConfig(rank=2, targets=targets, **config), seed=1) as adapter,
     ):
         g = torch.Generator().manual_seed(3)

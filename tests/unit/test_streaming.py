@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from in_graph_lora.trainer.memory import streaming
 from in_graph_lora.trainer.memory.checkpointing import checkpointed
-from in_graph_lora.trainer.memory.streaming import Ring, spread, streamed
+from in_graph_lora.trainer.memory.streaming import Packed, Ring, spread, streamed
 
 BLOCKS, WIDTH = 6, 16
 CPU = torch.device("cpu")
@@ -71,14 +71,15 @@ class Watched(Ring):
     @property
     def order(self) -> list[int]:
         """Of the fetches, those under way included."""
-        self._worker.submit(lambda: None).result()
+        if self.slots:  # not closed yet
+            self._worker.submit(lambda: None).result()
         numbers = {id(block.leaves): i for i, block in enumerate(self.blocks)}
         return [numbers[key] for key in self.record.order]
 
 
 @contextmanager
 def on_the_way(net: Net, share: float, **options: Any) -> Iterator[Watched]:
-    away = [net.blocks[i] for i in spread(BLOCKS, share)]
+    away = [Packed(net.blocks[i]) for i in spread(BLOCKS, share)]
     with ExitStack() as stack:
         ring = stack.enter_context(streamed(away, CPU, lambda *args: Watched(*args, **options)))
         stack.enter_context(checkpointed(list(net.blocks), 1))
@@ -162,7 +163,7 @@ def test_the_next_fetch_is_tried_again_after_an_error():
 def test_without_checkpointing_autograd_refuses_what_has_left():
     net = Net()
     with (
-        streamed(list(net.blocks), CPU, Watched),
+        streamed([Packed(block) for block in net.blocks], CPU, Watched),
         pytest.raises(RuntimeError, match="modified by an inplace operation"),
     ):
         gradients(net)
@@ -184,7 +185,7 @@ def test_half_precision_and_one_block_alone():
     x = torch.randn(3, WIDTH, dtype=torch.bfloat16)
     with torch.no_grad():
         resident = net(x)
-        with streamed([net.blocks[2]], CPU, Watched) as ring:
+        with streamed([Packed(net.blocks[2])], CPU, Watched) as ring:
             assert torch.equal(net(x), resident)
             assert torch.equal(net(x), resident)
     assert isinstance(ring, Watched)

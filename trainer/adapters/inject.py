@@ -51,6 +51,12 @@ class Adapter:
         """All that is trained; what `lr_by_block` freezes is left out."""
         return [p for layer in self.layers.values() for _, p in adapter_parameters(layer) if p.requires_grad]
 
+    def to(self, device: torch.device | None) -> None:
+        """All its weights to a device; None leaves them."""
+        for layer in self.layers.values():
+            for _, p in adapter_parameters(layer):
+                p.data = p.data.to(device)
+
     def parameter_groups(self, base_lr: float, lora_plus_ratio: float = 1.0) -> list[dict[str, Any]]:
         """Optimizer groups that partition `parameters()`: one for each learning rate.
 
@@ -138,6 +144,7 @@ def injected(
     *,
     seed: int,
     compute_dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
     start: StartingLora | None = None,
     purpose: str = "init",
 ) -> Iterator[Adapter]:
@@ -145,6 +152,7 @@ def injected(
 
     Adapter weights are fp32. With `compute_dtype` (the half precision of the network) the adapters compute
     under autocast, and only they: the network itself runs as it always does.
+    device: of the adapters; None is that of each layer, which may be waiting in host memory.
     start: an existing LoRA to go on from; it decides the layers, the kind, the ranks and the alphas.
     purpose: of the draws, one for each network of a run.
     """
@@ -167,13 +175,15 @@ def injected(
                     f"layer {name} ({type(originals[name]).__name__}) cannot carry an adapter of kind"
                     f" {config.kind}; choose kind lora, or other targets"
                 )
-            _prepare(layer, config, plans[name], stream(seed, f"{purpose} {name}"), compute_dtype)
+            draws = stream(seed, f"{purpose} {name}")
+            _prepare(layer, config, plans[name], draws, compute_dtype, device)
             _freeze(layer, rates.value(name, 1.0) == 0)
             adapter.layers[name] = layer
         if not adapter.parameters():
             raise ConfigError("lr_by_block freezes every layer; leave one with a factor above 0")
         if start:
             start.fill(adapter.layers)
+        adapter.to(device)
         yield adapter
     finally:
         for name, module in originals.items():
@@ -291,6 +301,7 @@ def _prepare(
     plan: LayerPlan,
     generator: torch.Generator,
     compute_dtype: torch.dtype | None,
+    device: torch.device | None,
 ) -> None:
     for _, p in adapter_parameters(layer):
         p.data = p.data.float()
@@ -303,9 +314,9 @@ def _prepare(
     layer.cast_input_dtype_enabled = False
     if compute_dtype is not None:
         base = layer.get_base_layer()
-        device = base.weight.device.type
+        kind = (device or base.weight.device).type
         layer.base_layer = Untouched(base)
-        layer.forward = torch.autocast(device, dtype=compute_dtype)(layer.forward)  # type: ignore[method-assign]
+        layer.forward = torch.autocast(kind, dtype=compute_dtype)(layer.forward)  # type: ignore[method-assign]
 
 
 def _freeze(layer: nn.Module, frozen: bool) -> None:

@@ -88,8 +88,8 @@ class StartingLora:
 def dora_norms(layer: BaseTunerLayer) -> tuple[Tensor, Tensor]:
     """(‖W + ΔW‖, ‖W‖) of each output row."""
     own = dict(adapter_parameters(layer))
-    delta = own["lora_B"].detach().flatten(1) @ own["lora_A"].detach().flatten(1)
     norm, full = dora_norm(layer), base_weight(layer)
+    delta = (own["lora_B"].detach().flatten(1) @ own["lora_A"].detach().flatten(1)).to(full.device)
     scaling = layer.scaling["default"]  # type: ignore[index]
     merged = norm(full, delta, scaling).flatten()
     return merged, norm(full, torch.zeros_like(full), 1.0).flatten()

@@ -7,7 +7,7 @@ storage: nothing is copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from ..errors import ModelError
 from ..families import Family, family_of
 from ..memory.blocks import blocks, by_class
 from ..memory.out_of_place import out_of_place
+from ..memory.streaming import Packed, spread
 from ..noise import NoiseProcess
 from . import kernels
 from .noise import noise_process, raw_output_sampling
@@ -41,11 +42,15 @@ def alias(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def trainable_view(module: nn.Module, staged_on: torch.device | None = None) -> Iterator[None]:
+def trainable_view(
+    module: nn.Module, staged_on: torch.device | None = None, away: Iterable[nn.Module] = ()
+) -> Iterator[None]:
     """Every parameter and buffer of `module` aliased, frozen; the original objects back at the end.
 
     staged_on: a device that what lies elsewhere is copied to for the loan.
+    away: modules whose parameters stay where they are.
     """
+    waiting = {id(m._parameters) for block in away for m in block.modules()}
     saved: list[tuple[dict[str, Any], str, Any]] = []
     aliases: dict[int, Tensor] = {}
     try:
@@ -57,7 +62,8 @@ def trainable_view(module: nn.Module, staged_on: torch.device | None = None) -> 
                         continue
                     if id(tensor) not in aliases:
                         view = alias(tensor)
-                        view = view if staged_on is None else view.to(staged_on)
+                        if staged_on is not None and id(store) not in waiting:
+                            view = view.to(staged_on)
                         frozen = store is m._parameters
                         aliases[id(tensor)] = nn.Parameter(view, requires_grad=False) if frozen else view
                     saved.append((store, name, tensor))
@@ -83,6 +89,9 @@ class HostDenoiser:
         self.family = model_family(patcher)
         self.blocks: Sequence[nn.Module] = blocks(self.net, self.family.blocks)
         """What gradient checkpointing and compilation take one by one."""
+        self.device: torch.device = patcher.load_device
+        self.away: Sequence[Packed] = ()
+        """Blocks that lie in host memory."""
         dtype = model.get_dtype_inference()
         self.half_precision = dtype if dtype in (torch.bfloat16, torch.float16) else None
 
@@ -163,15 +172,31 @@ def stage(patcher: ModelPatcher) -> torch.device | None:
     return patcher.load_device
 
 
+def _brought(patcher: ModelPatcher, streamed: float) -> torch.device | None:
+    """The model loaded for a loan. Returns the device that its weights have still to be copied to."""
+    on_gpu = not mm.is_device_cpu(patcher.load_device)
+    if not streamed or patcher.is_dynamic() or not on_gpu:
+        mm.load_models_gpu([patcher], force_full_load=True)
+        return stage(patcher)
+    if patcher.patches:
+        raise ModelError(
+            "a model with a LoRA on it cannot be streamed; connect the model without it, or set streamed to 0"
+        )
+    # Its weights go to host memory; what is not streamed is copied to the card from there.
+    mm.free_memory(1e30, patcher.load_device)
+    return patcher.load_device
+
+
 @contextmanager
-def borrowed(patcher: ModelPatcher) -> Iterator[HostDenoiser]:
+def borrowed(patcher: ModelPatcher, streamed: float = 0.0) -> Iterator[HostDenoiser]:
     """The loaded model, ready for autograd. Must be entered outside inference mode.
 
+    streamed: share of the blocks that stay in host memory.
     On every way out parameters, buffers, sampling object and flags are the original objects again.
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError("borrowed() needs torch.inference_mode(False) around it")
-    mm.load_models_gpu([patcher], force_full_load=True)
+    staged_on = _brought(patcher, streamed)
     model = patcher.model
     sampling = patcher.get_model_object("model_sampling")  # a ModelSampling node may have put another there
     process = noise_process(sampling)
@@ -180,11 +205,13 @@ def borrowed(patcher: ModelPatcher) -> Iterator[HostDenoiser]:
         loan.callback(patcher.cleanup)
         loan.enter_context(in_training())
         loan.enter_context(kept_loaded(patcher))
-        loan.enter_context(trainable_view(model, stage(patcher)))
-        loan.enter_context(_submodule(model, "model_sampling", raw_output_sampling(sampling)))
-        loan.enter_context(kernels.differentiable_kernels())
         denoiser = HostDenoiser(patcher, model, process)
         family, net = denoiser.family, denoiser.net
+        away = [denoiser.blocks[i] for i in spread(len(denoiser.blocks), streamed)]
+        loan.enter_context(trainable_view(model, staged_on, away))
+        denoiser.away = [Packed(block) for block in away]
+        loan.enter_context(_submodule(model, "model_sampling", raw_output_sampling(sampling)))
+        loan.enter_context(kernels.differentiable_kernels())
         unknown = family.in_place_calls is None
         calling = denoiser.blocks if unknown else by_class(net, family.in_place_calls or ())
         loan.enter_context(out_of_place(by_class(net, family.in_place), calling))

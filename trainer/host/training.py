@@ -114,7 +114,9 @@ def train_on_loaded(
         def lend() -> Iterator[Loan]:
             with ExitStack() as loans:
                 _make_room(model, clip if train_text else None)
-                denoiser = loans.enter_context(borrowed(_computing_in(model, config.memory.precision)))
+                denoiser = loans.enter_context(
+                    borrowed(_computing_in(model, config.memory.precision), config.memory.streamed)
+                )
                 text = loans.enter_context(borrowed_clip(texts)) if train_text else None
                 yield Loan(denoiser=denoiser, text=text)
 

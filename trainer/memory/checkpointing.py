@@ -6,7 +6,7 @@ A checkpointed block keeps its inputs only and runs again in the backward pass (
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -19,15 +19,20 @@ from .blocks import replaced_forward
 
 
 @contextmanager
-def checkpointed(blocks: Sequence[nn.Module], every: int) -> Iterator[None]:
+def checkpointed(
+    blocks: Sequence[nn.Module], every: int, always: Collection[nn.Module] = ()
+) -> Iterator[None]:
     """Each `every`-th block is checkpointed: 0 none, 1 all, 2 every other, beginning with the first.
+
+    always: blocks that are checkpointed whatever their number.
 
     Raises ModelError in the first forward pass when a block overwrites values that autograd needs: its
     recomputation would give wrong gradients, and in silence.
     """
     with ExitStack() as stack:
-        for block in blocks[::every] if every else ():
-            stack.enter_context(replaced_forward(block, _checkpoint(block)))
+        for i, block in enumerate(blocks):
+            if (every and i % every == 0) or block in always:
+                stack.enter_context(replaced_forward(block, _checkpoint(block)))
         yield
 
 
@@ -61,7 +66,7 @@ def _checkpoint(block: nn.Module) -> Callable[..., Any]:
         try:
             return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=dropout, **kwargs)
         except BaseException as error:
-            # The hooks that torch leaves on, and the tensors of the pass, would live as long as the traceback.
+            # Hooks that torch leaves on, and the tensors of the pass, would live as long as the traceback.
             traceback.clear_frames(error.__traceback__)
             raise
 

@@ -38,9 +38,9 @@ def spread(count: int, share: float) -> list[int]:
 
 @contextmanager
 def streamed(
-    blocks: Sequence[nn.Module], device: torch.device, make: Callable[..., Ring] | None = None
+    blocks: Sequence[Packed], device: torch.device, make: Callable[..., Ring] | None = None
 ) -> Iterator[Ring | None]:
-    """The frozen parameters of `blocks` come to `device` for each forward pass. None without blocks.
+    """The parameters of `blocks` come to `device` for each forward pass. None without blocks.
 
     To be entered before `checkpointed`, which these blocks need: autograd would keep what comes.
     """
@@ -50,8 +50,9 @@ def streamed(
     with ExitStack() as stack:
         ring = (make or Ring)(blocks, device)
         stack.callback(ring.close)
-        for i, block in enumerate(blocks):
-            stack.enter_context(replaced_forward(block, _visiting(ring, i, block.forward)))
+        for i, packed in enumerate(blocks):
+            forward = _visiting(ring, i, packed.block.forward)
+            stack.enter_context(replaced_forward(packed.block, forward))
         yield ring
 
 
@@ -75,8 +76,8 @@ def _visiting(ring: Ring, index: int, forward: Callable[..., Any]) -> Callable[.
 class Ring:
     """Buffers of the largest block's size on the device, and what lies in them."""
 
-    def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
-        self.blocks = [Packed(block) for block in blocks]
+    def __init__(self, blocks: Sequence[Packed], device: torch.device) -> None:
+        self.blocks = blocks
         self.device = device
         self.nbytes = max(block.nbytes for block in self.blocks)
         """Of one buffer."""
@@ -241,6 +242,8 @@ class Packed:
     """The frozen parameters of a block, one after the other."""
 
     def __init__(self, block: nn.Module) -> None:
+        """Adapters that are put into the block later are not among them."""
+        self.block = block
         self.places: list[tuple[dict[str, Any], str, Tensor]] = []
         """Where each parameter is, and what is there between visits."""
         self.leaves: list[Leaf] = []

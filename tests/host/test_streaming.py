@@ -1,0 +1,126 @@
+"""Streamed blocks of real networks: the same gradients, and the model as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from in_graph_lora.trainer.config import AdapterConfig, DataConfig, MemoryConfig, OptimizerConfig, TrainConfig
+from in_graph_lora.trainer.data.scan import scan_folder
+from in_graph_lora.trainer.host.training import train_on_loaded
+from in_graph_lora.trainer.memory import streaming
+from in_graph_lora.trainer.memory.checkpointing import checkpointed
+from in_graph_lora.trainer.memory.streaming import Ring, streamed
+
+from ..tiny_models import TINY
+from .family_case import Case, adapted
+from .loaded import identities, weight_hash, write_pictures
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("output")]
+
+KINDS = ("lora", "locon", "rslora", "dora", "loha", "lokr", "oft")
+
+
+class Poisoned(streaming._Copies):
+    """What was in a buffer is no number before the next block comes."""
+
+    def copy(self, leaves: Any, slot: Tensor, since: Any) -> Any:
+        slot.fill_(255)
+        return super().copy(leaves, slot, since)
+
+
+class PoisonedRing(Ring):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._copies = Poisoned()
+
+
+def gradients(c: Case, share: float, **config: Any) -> tuple[Tensor, float]:
+    """(of all adapter weights, the loss that a pass without gradients finds)"""
+    with adapted(c, "all linear", streamed=share, **config) as (denoiser, adapter), ExitStack() as stack:
+        ring = stack.enter_context(streamed(denoiser.away, denoiser.device, PoisonedRing))
+        stack.enter_context(checkpointed(denoiser.blocks, 1))
+        found = c.gradients(denoiser, adapter)
+        found = c.gradients(denoiser, adapter)
+        with torch.no_grad():
+            loss = float(c.loss(denoiser))
+        assert (ring is None) == (share == 0)
+        assert ring is None or len(ring.blocks) == -(-share * len(denoiser.blocks) // 1)
+        return found, loss
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_gradients_of_streamed_blocks_are_those_of_resident_ones_bit_for_bit(name: str) -> None:
+    c = Case(name)
+    before = weight_hash(c.patcher.model), identities(c.patcher.model)
+    right, loss = gradients(c, 0.0)
+    for share in (0.5, 1.0):
+        found, streamed_loss = gradients(c, share)
+        assert torch.equal(found, right)
+        assert streamed_loss == loss
+    assert (weight_hash(c.patcher.model), identities(c.patcher.model)) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_adapter_stays_on_the_device_and_gets_the_same_gradients(kind: str) -> None:
+    c = Case("flux1", dtype=torch.bfloat16)
+    assert torch.equal(gradients(c, 1.0, kind=kind)[0], gradients(c, 0.0, kind=kind)[0])
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures"), [(64, 64)] * 2)
+
+
+@contextmanager
+def failing_at(fetch: int) -> Iterator[None]:
+    fetches = 0
+    copy = streaming._Copies.copy
+
+    def counted(*args: Any) -> Any:
+        nonlocal fetches
+        fetches += 1
+        if fetches == fetch:
+            raise OSError("the model's file is gone")
+        return copy(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streaming._Copies, "copy", counted)
+        yield
+
+
+CONFIG = TrainConfig(
+    name="streamed",
+    steps=3,
+    adapter=AdapterConfig(rank=2),
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+    data=DataConfig(resolution=64, batch_size=2),
+    memory=MemoryConfig(checkpointing=1),
+)
+
+
+def test_a_streamed_training_gives_the_lora_of_a_resident_one_also_after_an_error(loaded, pictures) -> None:
+    dataset = scan_folder(pictures, resolution=64)
+    before = weight_hash(loaded.model.model), identities(loaded.model.model)
+
+    def trained(config: TrainConfig, new_run: bool) -> dict[str, Tensor]:
+        with torch.inference_mode():
+            models = loaded.model, loaded.clip, loaded.vae
+            return dict(train_on_loaded(*models, dataset, config, lambda event: None, new_run=new_run).lora)
+
+    resident = trained(CONFIG, True)
+    away = replace(CONFIG, name="away", memory=MemoryConfig(streamed=0.7))
+    with failing_at(25), pytest.raises(OSError, match="the model's file is gone"):
+        trained(away, True)
+    assert (weight_hash(loaded.model.model), identities(loaded.model.model)) == before
+    found = trained(away, False)
+    assert found.keys() == resident.keys()
+    assert all(torch.equal(found[key], resident[key]) for key in resident)
+    assert (weight_hash(loaded.model.model), identities(loaded.model.model)) == before
