@@ -133,26 +133,9 @@ def child(loaded: Any, request: dict[str, Any]) -> None:
         tell(weights_unchanged=before == loaded_module.weight_hash(loaded.model.model))
 
 
-class Remembering:
-    """A text encoder as ComfyUI's node cache makes it: no caption is encoded twice. It is what takes long."""
-
-    def __init__(self, clip: Any) -> None:
-        self._clip, self._cond = clip, {}
-
-    def encode_from_tokens_scheduled(self, tokens: Any, **options: Any) -> Any:
-        key = repr(tokens)
-        if key not in self._cond:
-            self._cond[key] = self._clip.encode_from_tokens_scheduled(tokens, **options)
-        return [[cond, dict(extra)] for cond, extra in self._cond[key]]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._clip, name)
-
-
 def main() -> None:
     torch.set_num_threads(1)  # a thread pool does not survive a fork
-    found = loaded_module.load(checkpoint)
-    loaded = replace(found, clip=Remembering(found.clip))
+    loaded = loaded_module.load(checkpoint)
     with torch.inference_mode():
         captions = [path.read_text() for path in sorted(pictures.glob("*.txt"))]
         for text in [*captions, "a figurine", ""]:
