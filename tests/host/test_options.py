@@ -156,7 +156,9 @@ def test_missing_class_pictures_are_made_by_the_untouched_model_and_used_again(l
     [
         ({"data": DataConfig(batch_size=2, resolution=64)}, "batch_size to 1 and accumulation to 2"),
         ({}, "checkpointing to 1"),
-        ({"memory": MemoryConfig(checkpointing=1)}, "lower the resolution"),
+        ({"memory": MemoryConfig(checkpointing=1)}, r"streamed to 0\.5"),
+        ({"memory": MemoryConfig(checkpointing=1, streamed=0.5)}, r"streamed to 1 "),
+        ({"memory": MemoryConfig(checkpointing=1, streamed=1)}, "lower the resolution"),
     ],
 )
 def test_out_of_memory_keeps_its_type_and_names_the_next_lever(loaded, pictures, sections, lever, request):

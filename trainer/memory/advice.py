@@ -33,6 +33,8 @@ def out_of_memory_advice(config: TrainConfig) -> str:
         )
     elif config.memory.checkpointing != 1:
         lever = "set checkpointing to 1 (Train Memory)"
+    elif config.memory.streamed < 1:
+        lever = f"set streamed to {0.5 if config.memory.streamed < 0.5 else 1} (Train Memory)"
     else:
         lever = f"lower the resolution in Load Dataset (it is {config.data.resolution}) or the rank"
     return f"training ran out of memory: {lever}; the model on the canvas is unchanged"

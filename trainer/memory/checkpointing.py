@@ -102,7 +102,7 @@ def _refuse_overwriting(
     if any(t._version != version for t, version in needed):
         raise ModelError(
             f"{type(block).__name__} overwrites values in place that its gradients need, so it cannot be"
-            " recomputed; set gradient checkpointing to 0 (off)"
+            " recomputed; set gradient checkpointing and streamed to 0 (off)"
         )
 
 
