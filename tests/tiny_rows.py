@@ -419,3 +419,114 @@ ROWS = (
         text={"cross_attn": (7, 24), "attention_mask": torch.ones(1, 7, dtype=torch.long)},
     ),
 )
+
+
+def _sdxl_beside(name: str, **markers: Tensor) -> Tiny:
+    return Tiny(
+        name=name, config="SDXL", latent=(4, 8, 12), text={"cross_attn": (7, 48), "pooled_output": (40,)},
+        unet={
+            "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 64,
+            "num_res_blocks": [1, 1], "channel_mult": [1, 2],  # head size 64 is in the config class
+            "use_spatial_transformer": True, "use_linear_in_transformer": True, "legacy": False,
+            "transformer_depth": [0, 2], "transformer_depth_middle": 2,
+            "transformer_depth_output": [0, 0, 2, 2], "context_dim": 48,
+            "num_classes": "sequential", "adm_in_channels": 40 + 6 * 256,
+        },  # not from a file: the loader knows SDXL by its full depth
+        markers=markers,
+    )  # fmt: skip
+
+
+def _sd3_beside(name: str, **changes: Any) -> Tiny:
+    return Tiny(
+        name=name, config="SD3", latent=(16, 8, 12), text={"cross_attn": (7, 48), "pooled_output": (40,)},
+        unet={
+            "in_channels": 16, "out_channels": 16, "patch_size": 2, "depth": 2, "input_size": None,
+            "adm_in_channels": 40, "num_patches": 256, "pos_embed_max_size": 16,
+            "pos_embed_scaling_factor": None,
+            "context_embedder_config": {
+                "target": "torch.nn.Linear", "params": {"in_features": 48, "out_features": 128},
+            },
+            **changes,
+        },
+        from_file=True,
+    )  # fmt: skip
+
+
+_BESIDE = (
+    Tiny(
+        name="sd15", config="SD15", latent=(4, 8, 12), text={"cross_attn": (7, 768)}, from_file=True,
+        unet={
+            "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320,
+            "num_res_blocks": [1, 1], "channel_mult": [1, 1], "num_heads": 8, "use_spatial_transformer": True,
+            "use_linear_in_transformer": False, "legacy": False, "transformer_depth": [1, 1],
+            "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 1, 1], "context_dim": 768,
+        },
+    ),
+    _sdxl_beside("sdxl"),
+    _sdxl_beside("sdxl_v", v_pred=torch.tensor([])),
+    _sd3_beside("sd3"),
+    _sd3_beside("sd35_medium", qk_norm="rms", x_block_self_attn_layers=[0]),
+    Tiny(
+        name="flux", config="Flux", latent=(16, 8, 12), from_file=True,
+        text={"cross_attn": (7, 48), "pooled_output": (40,)},
+        unet={
+            "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 40,
+            "context_in_dim": 48, "hidden_size": 256, "mlp_ratio": 4.0, "num_heads": 2, "depth": 2,
+            "depth_single_blocks": 2, "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2,
+            "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
+        },
+    ),
+    Tiny(
+        name="flux2", config="Flux2", latent=(128, 4, 6), text={"cross_attn": (7, 48)}, from_file=True,
+        unet={
+            "image_model": "flux2", "in_channels": 128, "out_channels": 128, "vec_in_dim": None,
+            "context_in_dim": 48, "hidden_size": 256, "mlp_ratio": 3.0, "num_heads": 2, "depth": 2,
+            "depth_single_blocks": 2, "axes_dim": [32, 32, 32, 32], "theta": 2000, "patch_size": 1,
+            "qkv_bias": False, "guidance_embed": True, "txt_ids_dims": [3], "global_modulation": True,
+            "mlp_silu_act": True, "ops_bias": False,
+        },
+    ),
+    Tiny(
+        name="chroma", config="Chroma", latent=(16, 8, 12), text={"cross_attn": (7, 48)},
+        unet={
+            "image_model": "chroma", "in_channels": 64, "out_channels": 64, "vec_in_dim": None,
+            "context_in_dim": 48, "hidden_size": 64, "mlp_ratio": 4.0, "num_heads": 2,
+            "depth": 19, "depth_single_blocks": 38,  # ComfyUI has their 344 modulations written in
+            "axes_dim": [8, 12, 12], "theta": 10000, "patch_size": 2, "qkv_bias": True, "txt_ids_dims": [],
+            "in_dim": 64, "out_dim": 64, "hidden_dim": 96, "n_layers": 2,
+        },  # not from a file: the loader has Chroma's width written in
+    ),
+    Tiny(
+        name="qwen_image", config="QwenImage", latent=(16, 1, 8, 12), text={"cross_attn": (7, 48)},
+        unet={
+            "image_model": "qwen_image", "in_channels": 64, "out_channels": 16, "num_layers": 2,
+            "attention_head_dim": 32, "num_attention_heads": 2, "joint_attention_dim": 48,
+            "axes_dims_rope": (8, 12, 12),
+        },  # not from a file: the loader takes Qwen-Image's width from ComfyUI's defaults
+    ),
+    Tiny(
+        name="z_image", config="ZImage", latent=(16, 8, 12), text={"cross_attn": (7, 48)},
+        unet={
+            "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 1152, "cap_feat_dim": 48,
+            "n_layers": 2, "n_refiner_layers": 1, "n_heads": 9, "n_kv_heads": 9, "qk_norm": True,
+            "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512], "rope_theta": 256.0,
+            "ffn_dim_multiplier": 8.0 / 3.0, "z_image_modulation": True, "time_scale": 1000.0,
+            "pad_tokens_multiple": 32,
+        },  # not from a file: the loader knows Z-Image by its width
+    ),
+    *(
+        Tiny(
+            name=f"wan21_{frames}_latent_frames", config="WAN21_T2V", latent=(16, frames, 8, 12),
+            text={"cross_attn": (7, 4096)}, from_file=True,
+            unet={
+                "image_model": "wan2.1", "model_type": "t2v", "dim": 128, "out_dim": 16, "num_heads": 1,
+                "ffn_dim": 192, "num_layers": 2, "patch_size": (1, 2, 2), "freq_dim": 256, "in_dim": 16,
+                "window_size": (-1, -1), "qk_norm": True, "cross_attn_norm": True, "eps": 1e-6,
+            },
+        )
+        for frames in (1, 3)
+    ),
+)  # fmt: skip
+
+BESIDE_DIFFUSERS = {row.name: row for row in _BESIDE}
+"""Sizes that diffusers' networks and converters take too: tests/parity has their half."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from ..tiny_rows import Tiny
 
 Prediction = Literal["eps", "v", "flow"]
 
@@ -20,32 +22,29 @@ GUIDANCE = 3.5
 class Case:
     """One family at a tiny size, for ComfyUI and for diffusers."""
 
-    name: str
-    config: str
-    """Class in `comfy.supported_models`."""
-    unet: dict[str, Any]
-    """Arguments of ComfyUI's network."""
-    through_loader: bool
-    """ComfyUI's loader reads this size from the file; else the model is built from `unet` directly."""
+    row: Tiny
+    """ComfyUI's half; `from_file`: its loader reads this size from the file."""
     prediction: Prediction
-    latent: tuple[int, ...]
-    """One sample, batch left out."""
-    text_width: int
     theirs: Callable[[dict[str, Tensor]], nn.Module]
     """Weights under ComfyUI's names (with the prefix `model.diffusion_model.`) → diffusers' network."""
     predict: Callable[[nn.Module, Numbers], Tensor]
     """diffusers' network called as diffusers' training script for the family calls it."""
     shift: float = 1.0
     """diffusers' `shift` for ComfyUI's default schedule of the family (flow only)."""
-    pooled: int = 0
-    """Width of the pooled text embedding; 0: the family has none."""
     text_mask: bool = False
     """The family's text encoder hands an attention mask on."""
-    extra_weights: dict[str, Tensor] = field(default_factory=dict)
-    """Marks that the loader looks for beside the weights."""
+
+    @property
+    def text_width(self) -> int:
+        return self.row.text["cross_attn"][-1]
+
+    @property
+    def pooled(self) -> int:
+        """Width of the pooled text embedding; 0: the family has none."""
+        return self.row.text.get("pooled_output", (0,))[-1]
 
     def __str__(self) -> str:
-        return self.name
+        return self.row.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +78,8 @@ def draw(case: Case, sigmas: Tensor, tokens: Sequence[int]) -> Numbers:
     index = torch.tensor([len(sigmas) * k // 10 for k in (7, 3)])
     sigma = sigmas[index]
     return Numbers(
-        x_0=normal(batch, *case.latent),
-        noise=normal(batch, *case.latent),
+        x_0=normal(batch, *case.row.latent),
+        noise=normal(batch, *case.row.latent),
         sigma=sigma,
         t=sigma * 1000 if case.prediction == "flow" else index,
         text=normal(batch, max(tokens), case.text_width),

@@ -1,4 +1,4 @@
-"""One row a family. Sizes are tiny, except where ComfyUI's loader knows a family by its width."""
+"""diffusers' half of each row that it can hold too: its network, its converter, its way to call it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from diffusers.pipelines.flux2.pipeline_flux2 import Flux2Pipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
 from torch import Tensor, nn
 
+from ..tiny_rows import BESIDE_DIFFUSERS
 from .case import GUIDANCE, Case, Numbers, Prediction
 
 Weights = dict[str, Tensor]
@@ -147,18 +148,9 @@ def call_wan(net: nn.Module, n: Numbers) -> Tensor:
     return net(n.x_t, n.t, n.text)[0]
 
 
-def sdxl(name: str, prediction: Prediction, **marks: Tensor) -> Case:
+def sdxl(name: str, prediction: Prediction) -> Case:
     return Case(
-        name=name, config="SDXL", prediction=prediction, latent=(4, 8, 12), text_width=48, pooled=40,
-        through_loader=False,  # the loader knows SDXL by its full depth
-        unet={
-            "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 64,
-            "num_res_blocks": [1, 1], "channel_mult": [1, 2],  # head size 64 is in the config class
-            "use_spatial_transformer": True, "use_linear_in_transformer": True, "legacy": False,
-            "transformer_depth": [0, 2], "transformer_depth_middle": 2,
-            "transformer_depth_output": [0, 0, 2, 2], "context_dim": 48,
-            "num_classes": "sequential", "adm_in_channels": 40 + 6 * 256,
-        },
+        row=BESIDE_DIFFUSERS[name], prediction=prediction,
         theirs=loading(
             diffusers.UNet2DConditionModel, single_file.convert_ldm_unet_checkpoint,
             block_out_channels=(64, 128), layers_per_block=1, attention_head_dim=(1, 2),
@@ -168,23 +160,13 @@ def sdxl(name: str, prediction: Prediction, **marks: Tensor) -> Case:
             use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=40 + 6 * 256,
         ),
-        predict=call_unet_sdxl, extra_weights=marks,
+        predict=call_unet_sdxl,
     )  # fmt: skip
 
 
-def sd3(name: str, unet: dict[str, Any] | None = None, **sizes: Any) -> Case:
+def sd3(name: str, **sizes: Any) -> Case:
     return Case(
-        name=name, config="SD3", prediction="flow", shift=3.0, latent=(16, 8, 12), text_width=48,
-        pooled=40, through_loader=True,
-        unet={
-            "in_channels": 16, "out_channels": 16, "patch_size": 2, "depth": 2, "input_size": None,
-            "adm_in_channels": 40, "num_patches": 256, "pos_embed_max_size": 16,
-            "pos_embed_scaling_factor": None,
-            "context_embedder_config": {
-                "target": "torch.nn.Linear", "params": {"in_features": 48, "out_features": 128},
-            },
-            **(unet or {}),
-        },
+        row=BESIDE_DIFFUSERS[name], prediction="flow", shift=3.0,
         theirs=loading(
             diffusers.SD3Transformer2DModel, single_file.convert_sd3_transformer_checkpoint_to_diffusers,
             sample_size=8, num_layers=2, attention_head_dim=64, num_attention_heads=2, joint_attention_dim=48,
@@ -196,13 +178,7 @@ def sd3(name: str, unet: dict[str, Any] | None = None, **sizes: Any) -> Case:
 
 CASES = (
     Case(
-        name="sd15", config="SD15", prediction="eps", latent=(4, 8, 12), text_width=768, through_loader=True,
-        unet={
-            "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320,
-            "num_res_blocks": [1, 1], "channel_mult": [1, 1], "num_heads": 8, "use_spatial_transformer": True,
-            "use_linear_in_transformer": False, "legacy": False, "transformer_depth": [1, 1],
-            "transformer_depth_middle": 1, "transformer_depth_output": [1, 1, 1, 1], "context_dim": 768,
-        },
+        row=BESIDE_DIFFUSERS["sd15"], prediction="eps",
         theirs=loading(
             diffusers.UNet2DConditionModel, single_file.convert_ldm_unet_checkpoint,
             block_out_channels=(320, 320), layers_per_block=1, attention_head_dim=8, cross_attention_dim=768,
@@ -211,21 +187,11 @@ CASES = (
         predict=call_unet,
     ),
     sdxl("sdxl", "eps"),
-    sdxl("sdxl_v", "v", v_pred=torch.tensor([])),
+    sdxl("sdxl_v", "v"),
     sd3("sd3"),
-    sd3(
-        "sd35_medium", {"qk_norm": "rms", "x_block_self_attn_layers": [0]},
-        qk_norm="rms_norm", dual_attention_layers=(0,),
-    ),
+    sd3("sd35_medium", qk_norm="rms_norm", dual_attention_layers=(0,)),
     Case(
-        name="flux", config="Flux", prediction="flow", shift=exp(1.15), latent=(16, 8, 12), text_width=48,
-        pooled=40, through_loader=True,
-        unet={
-            "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 40,
-            "context_in_dim": 48, "hidden_size": 256, "mlp_ratio": 4.0, "num_heads": 2, "depth": 2,
-            "depth_single_blocks": 2, "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2,
-            "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
-        },
+        row=BESIDE_DIFFUSERS["flux"], prediction="flow", shift=exp(1.15),
         theirs=loading(
             diffusers.FluxTransformer2DModel,
             published_norms(at_width(single_file.convert_flux_transformer_checkpoint_to_diffusers, 256)),
@@ -235,15 +201,7 @@ CASES = (
         predict=call_flux,
     ),
     Case(
-        name="flux2", config="Flux2", prediction="flow", shift=exp(2.02), latent=(128, 4, 6),
-        text_width=48, through_loader=True,
-        unet={
-            "image_model": "flux2", "in_channels": 128, "out_channels": 128, "vec_in_dim": None,
-            "context_in_dim": 48, "hidden_size": 256, "mlp_ratio": 3.0, "num_heads": 2, "depth": 2,
-            "depth_single_blocks": 2, "axes_dim": [32, 32, 32, 32], "theta": 2000, "patch_size": 1,
-            "qkv_bias": False, "guidance_embed": True, "txt_ids_dims": [3], "global_modulation": True,
-            "mlp_silu_act": True, "ops_bias": False,
-        },
+        row=BESIDE_DIFFUSERS["flux2"], prediction="flow", shift=exp(2.02),
         theirs=hosts_epsilon(loading(
             diffusers.Flux2Transformer2DModel,
             unprefixed(single_file.convert_flux2_transformer_checkpoint_to_diffusers),
@@ -252,15 +210,7 @@ CASES = (
         predict=call_flux2,
     ),
     Case(
-        name="chroma", config="Chroma", prediction="flow", shift=exp(1.15), latent=(16, 8, 12), text_width=48,
-        through_loader=False,  # the loader has Chroma's width written in
-        unet={
-            "image_model": "chroma", "in_channels": 64, "out_channels": 64, "vec_in_dim": None,
-            "context_in_dim": 48, "hidden_size": 64, "mlp_ratio": 4.0, "num_heads": 2,
-            "depth": 19, "depth_single_blocks": 38,  # ComfyUI has their 344 modulations written in
-            "axes_dim": [8, 12, 12], "theta": 10000, "patch_size": 2, "qkv_bias": True, "txt_ids_dims": [],
-            "in_dim": 64, "out_dim": 64, "hidden_dim": 96, "n_layers": 2,
-        },
+        row=BESIDE_DIFFUSERS["chroma"], prediction="flow", shift=exp(1.15),
         theirs=loading(
             diffusers.ChromaTransformer2DModel,
             published_norms(at_width(single_file.convert_chroma_transformer_checkpoint_to_diffusers, 64)),
@@ -271,14 +221,7 @@ CASES = (
         predict=call_chroma,
     ),
     Case(
-        name="qwen_image", config="QwenImage", prediction="flow", shift=exp(1.15), latent=(16, 1, 8, 12),
-        text_width=48,
-        through_loader=False,  # the loader takes Qwen-Image's width from ComfyUI's defaults
-        unet={
-            "image_model": "qwen_image", "in_channels": 64, "out_channels": 16, "num_layers": 2,
-            "attention_head_dim": 32, "num_attention_heads": 2, "joint_attention_dim": 48,
-            "axes_dims_rope": (8, 12, 12),
-        },
+        row=BESIDE_DIFFUSERS["qwen_image"], prediction="flow", shift=exp(1.15),
         theirs=loading(
             diffusers.QwenImageTransformer2DModel, plain_names,
             num_layers=2, attention_head_dim=32, num_attention_heads=2, joint_attention_dim=48,
@@ -287,15 +230,7 @@ CASES = (
         predict=call_qwen_image, text_mask=True,
     ),
     Case(
-        name="z_image", config="ZImage", prediction="flow", shift=3.0, latent=(16, 8, 12), text_width=48,
-        through_loader=False,  # the loader knows Z-Image by its width
-        unet={
-            "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 1152, "cap_feat_dim": 48,
-            "n_layers": 2, "n_refiner_layers": 1, "n_heads": 9, "n_kv_heads": 9, "qk_norm": True,
-            "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512], "rope_theta": 256.0,
-            "ffn_dim_multiplier": 8.0 / 3.0, "z_image_modulation": True, "time_scale": 1000.0,
-            "pad_tokens_multiple": 32,
-        },
+        row=BESIDE_DIFFUSERS["z_image"], prediction="flow", shift=3.0,
         theirs=loading(
             diffusers.ZImageTransformer2DModel,
             single_file.convert_z_image_transformer_checkpoint_to_diffusers,
@@ -305,13 +240,7 @@ CASES = (
     ),
     *(
         Case(
-            name=f"wan21_{frames}_latent_frames", config="WAN21_T2V", prediction="flow", shift=8.0,
-            latent=(16, frames, 8, 12), text_width=4096, through_loader=True,
-            unet={
-                "image_model": "wan2.1", "model_type": "t2v", "dim": 128, "out_dim": 16, "num_heads": 1,
-                "ffn_dim": 192, "num_layers": 2, "patch_size": (1, 2, 2), "freq_dim": 256, "in_dim": 16,
-                "window_size": (-1, -1), "qk_norm": True, "cross_attn_norm": True, "eps": 1e-6,
-            },
+            row=BESIDE_DIFFUSERS[f"wan21_{frames}_latent_frames"], prediction="flow", shift=8.0,
             theirs=loading(
                 diffusers.WanTransformer3DModel, unprefixed(single_file.convert_wan_transformer_to_diffusers),
                 num_layers=2, num_attention_heads=1, ffn_dim=192,

@@ -30,9 +30,9 @@ TARGETS = "attention+feed-forward"
 
 def model_of(case: Case) -> Any:
     """ComfyUI's model, its weights not set."""
-    config = getattr(comfy.supported_models, case.config)(dict(case.unet))
+    config = getattr(comfy.supported_models, case.row.config)(dict(case.row.unet))
     config.set_inference_dtype(torch.float32, None)
-    return config.get_model(dict(case.extra_weights), "")
+    return config.get_model(dict(case.row.markers), "")
 
 
 def patcher_of(model: Any) -> Any:
@@ -43,7 +43,7 @@ def patcher_of(model: Any) -> Any:
 def noise_levels(case: Case, u: Tensor) -> Tensor:
     """What a run draws by default for the uniform numbers u."""
     with borrowed(patcher_of(model_of(case))) as denoiser:
-        return sigma_from_uniform(u, ObjectiveConfig(), denoiser.process, math.prod(case.latent[1:]) / 4)
+        return sigma_from_uniform(u, ObjectiveConfig(), denoiser.process, math.prod(case.row.latent[1:]) / 4)
 
 
 def build(case: Case) -> tuple[Any, dict[str, Tensor]]:
@@ -51,12 +51,12 @@ def build(case: Case) -> tuple[Any, dict[str, Tensor]]:
     model = model_of(case)
     weights = random_weights(model.diffusion_model.state_dict())
     named = {PREFIX + k: v for k, v in weights.items()}
-    if case.through_loader:
+    if case.row.from_file:
         patcher = comfy.sd.load_diffusion_model_state_dict(
-            {k: v.clone() for k, v in named.items()} | case.extra_weights,
+            {k: v.clone() for k, v in named.items()} | case.row.markers,
             model_options={"dtype": torch.float32},
         )
-        assert type(patcher.model.model_config).__name__ == case.config
+        assert type(patcher.model.model_config).__name__ == case.row.config
         assert {k: v.shape for k, v in patcher.model.diffusion_model.state_dict().items()} == {
             k: v.shape for k, v in weights.items()
         }

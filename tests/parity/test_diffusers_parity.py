@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from parity import ours, theirs
-from parity.case import Case
-from parity.families import CASES
-from parity.result import distance
+
+from . import ours, theirs
+from .case import Case
+from .families import CASES
+from .result import distance
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -22,7 +23,9 @@ def test_loss_and_lora_gradients_equal_diffusers(case: Case) -> None:
 
 
 # One of each way in which a network takes text.
-UNEQUAL = [c for c in CASES if c.name in {"sdxl", "flux", "qwen_image", "z_image", "wan21_1_latent_frames"}]
+UNEQUAL = [
+    c for c in CASES if c.row.name in {"sdxl", "flux", "qwen_image", "z_image", "wan21_1_latent_frames"}
+]
 
 
 @pytest.mark.parametrize("case", UNEQUAL, ids=str)

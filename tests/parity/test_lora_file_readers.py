@@ -19,9 +19,6 @@ import pytest
 import torch
 from lycoris.modules.loha import LohaModule
 from lycoris.modules.lokr import LokrModule
-from parity import ours, readers
-from parity.case import Case
-from parity.families import CASES
 from torch import Tensor, nn
 
 from in_graph_lora.trainer.adapters.inject import injected
@@ -33,6 +30,10 @@ from in_graph_lora.trainer.adapters.readers import read_start
 from in_graph_lora.trainer.config import ADAPTER_FILE_NAMES, ADAPTER_KINDS, AdapterConfig, TrainConfig
 from in_graph_lora.trainer.errors import ConfigError
 from in_graph_lora.trainer.host import lora as host
+
+from . import ours, readers
+from .case import Case
+from .families import CASES
 
 pytestmark = pytest.mark.slow
 
@@ -140,7 +141,7 @@ def trained(patcher: Any, kind: str, style: str, targets: str) -> Trained:
 
 
 def case_of(config: str) -> Case:
-    return next(case for case in CASES if case.config == config)
+    return next(case for case in CASES if case.row.config == config)
 
 
 @pytest.fixture(scope="module")

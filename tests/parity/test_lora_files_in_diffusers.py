@@ -7,9 +7,6 @@ from dataclasses import replace
 import diffusers.loaders as loaders
 import pytest
 import torch
-from parity import ours, theirs
-from parity.case import GUIDANCE, Case, draw
-from parity.families import CASES
 from torch import nn
 
 from in_graph_lora.trainer.adapters.inject import injected
@@ -19,6 +16,10 @@ from in_graph_lora.trainer.host import lora as host
 from in_graph_lora.trainer.host.conditioning import HostTextEncoder
 from in_graph_lora.trainer.host.model import borrowed
 from in_graph_lora.trainer.noise import add_noise
+
+from . import ours, theirs
+from .case import GUIDANCE, Case, draw
+from .families import CASES
 
 pytestmark = pytest.mark.slow
 
@@ -34,14 +35,14 @@ LOADERS = {
     "WAN21_T2V": loaders.WanLoraLoaderMixin,
 }
 # kohya has names for SD3 that no loader of diffusers knows.
-DEFAULT_NAMES = [c for c in CASES if c.config in LOADERS and c.config != "SD3"]
-OWN_NAMES = [c for c in CASES if c.config in ("SD15", "SDXL", "SD3", "Flux", "ZImage", "QwenImage")]
+DEFAULT_NAMES = [c for c in CASES if c.row.config in LOADERS and c.row.config != "SD3"]
+OWN_NAMES = [c for c in CASES if c.row.config in ("SD15", "SDXL", "SD3", "Flux", "ZImage", "QwenImage")]
 
 
 @pytest.mark.parametrize("case", DEFAULT_NAMES, ids=str)
 def test_saved_file_does_the_same_in_diffusers(case: Case) -> None:
     # diffusers' converter of kohya's Flux names takes the fused linear1 only at the real width of 3072.
-    fused = case.config in ("Flux", "Chroma")
+    fused = case.row.config in ("Flux", "Chroma")
     targets = r"regex:_blocks.*(attn|mlp|linear2)" if fused else "attention+feed-forward"
     assert_same_in_diffusers(case, "comfyui", AdapterConfig(rank=4, alpha=3, targets=targets))
 
@@ -79,17 +80,17 @@ def assert_same_in_diffusers(case: Case, style: str, config: AdapterConfig) -> N
 
 def load(case: Case, net: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     """By the pipeline's own `load_lora_weights`; fails when a tensor finds no layer."""
-    unet = case.config in ("SD15", "SDXL")
+    unet = case.row.config in ("SD15", "SDXL")
     parts = {"unet" if unet else "transformer": net, "text_encoder": None, "text_encoder_2": None}
     members = {**parts, "components": parts, "hf_device_map": None, "use_peft_backend": True}
-    pipeline = type("Pipeline", (LOADERS[case.config],), members)()
+    pipeline = type("Pipeline", (LOADERS[case.row.config],), members)()
     pipeline.load_lora_weights(dict(tensors), adapter_name="x")
     loaded = sum(".lora_" in name for name, _ in net.named_parameters())
     per_layer = 3 if any("dora_scale" in k or "magnitude" in k for k in tensors) else 2
     assert loaded >= per_layer * sum(k.endswith(("lora_down.weight", "lora_A.weight")) for k in tensors)
 
 
-@pytest.mark.parametrize("case", [c for c in OWN_NAMES if c.name in ("sd15", "flux")], ids=str)
+@pytest.mark.parametrize("case", [c for c in OWN_NAMES if c.row.name in ("sd15", "flux")], ids=str)
 def test_dora_in_diffusers_names_does_the_same_in_diffusers(case: Case) -> None:
     layers = r"regex:attn.*(to_q|to_out\.0|proj)$"
     assert_same_in_diffusers(case, "diffusers", AdapterConfig(kind="dora", rank=4, alpha=3, targets=layers))
