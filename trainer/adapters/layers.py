@@ -9,6 +9,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ..memory.quantised import full_weight
 from .kinds import Kind
 
 ADAPTER = "default"
@@ -93,10 +94,8 @@ def weight_shape(layer: Any) -> tuple[int, ...]:
 def base_weight(layer: Any) -> Tensor:
     """The frozen weight in fp32, whatever it is stored in."""
     base: Any = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer.base_layer
-    weight = base.weight.detach()
-    if type(weight) is not Tensor and type(weight) is not nn.Parameter:  # a quantised tensor's own class
-        weight = weight.dequantize()
-    return weight.float()
+    full = full_weight(base)
+    return base.weight.detach().float() if full is None else full
 
 
 def dora_norm(layer: BaseTunerLayer) -> Callable[..., Tensor]:
@@ -114,6 +113,21 @@ def dora_norm(layer: BaseTunerLayer) -> Callable[..., Tensor]:
     return norm
 
 
+def dora_forward(layer: BaseTunerLayer, magnitude: Any) -> Callable[..., Tensor]:
+    """peft's, with the base layer's own output where peft multiplies by its weight: under dropout.
+
+    A quantised weight is no factor of a product.
+    """
+    forward = magnitude.forward
+
+    def with_base_result(x: Tensor, *, base_result: Tensor | None = None, **rest: Any) -> Tensor:
+        if base_result is None and full_weight(layer.get_base_layer()) is not None:
+            base_result = layer.base_layer(x)  # type: ignore[operator]
+        return forward(x, base_result=base_result, **rest)
+
+    return with_base_result
+
+
 def init_adapter(layer: Any, kind: Kind, init: str, generator: torch.Generator) -> None:
     """Draw the factors in fp32 on the CPU, so that they are the same for every base dtype and device.
 
@@ -129,6 +143,7 @@ def init_adapter(layer: Any, kind: Kind, init: str, generator: torch.Generator) 
     if ADAPTER in getattr(layer, "lora_magnitude_vector", {}):
         magnitude = layer.lora_magnitude_vector[ADAPTER]
         magnitude.get_weight_norm = dora_norm(layer)
+        magnitude.forward = dora_forward(layer, magnitude)
         full = base_weight(layer)
         magnitude.weight.data = magnitude.get_weight_norm(full, torch.zeros_like(full), 1.0)
 

@@ -23,6 +23,7 @@ from ..memory.out_of_place import out_of_place
 from ..noise import NoiseProcess
 from . import kernels
 from .noise import noise_process, raw_output_sampling
+from .quantised import packed, quantised_layers_differentiable
 
 if TYPE_CHECKING:
     from comfy.model_base import BaseModel
@@ -33,11 +34,11 @@ Condition = dict[str, Any]
 
 
 def alias(tensor: Tensor) -> Tensor:
-    """An ordinary tensor over the storage of an inference tensor."""
-    if not tensor.is_inference():
-        return tensor.detach()
+    """An ordinary tensor over the same storage; a quantised one, which autograd never sees, as it is."""
+    if packed(tensor):
+        return tensor
     out = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return out.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+    return out.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
 @contextmanager
@@ -58,7 +59,7 @@ def trainable_view(module: nn.Module, staged_on: torch.device | None = None) -> 
                     if id(tensor) not in aliases:
                         view = alias(tensor)
                         view = view if staged_on is None else view.to(staged_on)
-                        frozen = store is m._parameters
+                        frozen = store is m._parameters and not packed(view)
                         aliases[id(tensor)] = nn.Parameter(view, requires_grad=False) if frozen else view
                     saved.append((store, name, tensor))
                     store[name] = aliases[id(tensor)]
@@ -183,6 +184,7 @@ def borrowed(patcher: ModelPatcher) -> Iterator[HostDenoiser]:
         loan.enter_context(trainable_view(model, stage(patcher)))
         loan.enter_context(_submodule(model, "model_sampling", raw_output_sampling(sampling)))
         loan.enter_context(kernels.differentiable_kernels())
+        loan.enter_context(quantised_layers_differentiable(model))
         denoiser = HostDenoiser(patcher, model, process)
         family, net = denoiser.family, denoiser.net
         unknown = family.in_place_calls is None
