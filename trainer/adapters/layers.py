@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ..memory.quantised import full_weight
+from ..memory.quantised import full_weight, is_quantised
 from .kinds import Kind
 
 ADAPTER = "default"
@@ -94,8 +95,7 @@ def weight_shape(layer: Any) -> tuple[int, ...]:
 def base_weight(layer: Any) -> Tensor:
     """The frozen weight in fp32, whatever it is stored in."""
     base: Any = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer.base_layer
-    full = full_weight(base)
-    return base.weight.detach().float() if full is None else full
+    return full_weight(base) if is_quantised(base) else base.weight.detach().float()
 
 
 def dora_norm(layer: BaseTunerLayer) -> Callable[..., Tensor]:
@@ -114,18 +114,22 @@ def dora_norm(layer: BaseTunerLayer) -> Callable[..., Tensor]:
 
 
 def dora_forward(layer: BaseTunerLayer, magnitude: Any) -> Callable[..., Tensor]:
-    """peft's, with the base layer's own output where peft multiplies by its weight: under dropout.
+    """peft's, which beside a quantised weight sees neither that weight nor a bias in fp8.
 
-    A quantised weight is no factor of a product.
+    Under dropout peft multiplies by the weight itself; here it is given the base layer's own output then.
     """
     forward = magnitude.forward
 
-    def with_base_result(x: Tensor, *, base_result: Tensor | None = None, **rest: Any) -> Tensor:
-        if base_result is None and full_weight(layer.get_base_layer()) is not None:
-            base_result = layer.base_layer(x)  # type: ignore[operator]
-        return forward(x, base_result=base_result, **rest)
+    def beside_quantised(
+        x: Tensor, *, base_layer: Any, base_result: Tensor | None = None, **rest: Any
+    ) -> Tensor:
+        if is_quantised(base_layer):
+            base_result = layer.base_layer(x) if base_result is None else base_result  # type: ignore[operator]
+            bias = None if base_layer.bias is None else base_layer.bias.to(x.dtype)
+            base_layer = SimpleNamespace(weight=nn.Parameter(torch.empty(0)), bias=bias)
+        return forward(x, base_layer=base_layer, base_result=base_result, **rest)
 
-    return with_base_result
+    return beside_quantised
 
 
 def init_adapter(layer: Any, kind: Kind, init: str, generator: torch.Generator) -> None:

@@ -40,10 +40,14 @@ def differentiable(layers: Mapping[nn.Module, Dequantise]) -> Iterator[None]:
         yield
 
 
-def full_weight(layer: nn.Module) -> Tensor | None:
-    """The layer's dequantised weight in fp32; None for a layer that `differentiable` does not hold."""
-    dequantise: Dequantise | None = vars(layer).get("dequantised")
-    return None if dequantise is None else dequantise(torch.float32, layer.weight.device)  # type: ignore[arg-type]
+def is_quantised(layer: nn.Module) -> bool:
+    """Whether `differentiable` holds it."""
+    return "dequantised" in vars(layer)
+
+
+def full_weight(layer: Any) -> Tensor:
+    """The dequantised weight of a layer that is_quantised, in fp32."""
+    return layer.dequantised(torch.float32, layer.weight.device)
 
 
 def can_be_differentiable(layer: nn.Module) -> bool:
