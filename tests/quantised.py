@@ -81,18 +81,18 @@ def linear(weight: Tensor, bias: Tensor, form: Format, disabled: tuple[str, ...]
         return layer.requires_grad_(False)
 
 
-def full(layer: Any) -> Tensor:
+def full(layer: Any, part: str = "weight") -> Tensor:
     """The layer's weight dequantised, in fp32."""
-    weight = layer.weight
+    weight = getattr(layer, part)
     return (weight.dequantize() if isinstance(weight, QuantizedTensor) else weight).float().clone()
 
 
-def quantised_file(weights: dict[str, Tensor], form: Format) -> dict[str, Tensor]:
+def quantised_file(weights: dict[str, Tensor], form: Format, inside: str = "blocks.") -> dict[str, Tensor]:
     """A state dict with the linear layers of its blocks quantised that the format's group sizes divide."""
     file: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         layer, _, leaf = name.rpartition(".")
-        if leaf == "weight" and tensor.ndim == 2 and "blocks." in name and tensor.shape[1] % 64 == 0:
+        if leaf == "weight" and tensor.ndim == 2 and inside in name and tensor.shape[1] % 64 == 0:
             file |= {f"{layer}.{key}": value for key, value in quantised(tensor, form).items()}
         else:
             file[name] = tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import comfy.model_management as mm
@@ -10,8 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from in_graph_lora.trainer.config import ADAPTER_KINDS, AdapterConfig
+from in_graph_lora.trainer.adapters.inject import injected
+from in_graph_lora.trainer.adapters.lora_file import read_lora
+from in_graph_lora.trainer.adapters.readers import read_start
+from in_graph_lora.trainer.config import ADAPTER_KINDS, AdapterConfig, OptimizerConfig
+from in_graph_lora.trainer.host import lora
 from in_graph_lora.trainer.host.identity import model_fingerprint
+from in_graph_lora.trainer.host.model import borrowed
 from in_graph_lora.trainer.memory.checkpointing import checkpointed
 
 from ..gguf_pack import STAND_IN, pack
@@ -145,6 +151,35 @@ def test_three_steps_leave_the_model_as_it_was(source: Any, kind: str, tmp_path:
         assert len(result.losses) == 3
     assert identities(patcher.model) == objects
     assert all(torch.equal(v, values[n]) for n, v in bytes_of(patcher).items())
+
+
+@pytest.mark.parametrize("adapter", ADAPTER_KINDS)
+def test_a_file_does_in_comfyui_and_as_a_start_what_was_trained(
+    source: Any, adapter: Any, tmp_path: Any
+) -> None:
+    c = GgufCase(source, "Q4_0")
+    noised = c.noised()
+
+    def predicted(patcher: Any, start: Any = None) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad(), borrowed(patcher) as denoiser:
+            options = AdapterConfig(kind=adapter)
+            with injected(denoiser.net, options, seed=0, start=start) if start else nullcontext():
+                return denoiser.predict(noised.x_t, noised.sigma, c.conditioning)
+
+    settings = config(
+        adapter=AdapterConfig(kind=adapter, rank=4), optimizer=OptimizerConfig(learning_rate=0.05)
+    )
+    result = train_engine(c.patcher, data_of(c.patcher), settings, tmp_path)
+    before = predicted(c.patcher)
+    tensors, metadata = read_lora(result.path)
+    start = read_start(
+        tensors, lora.aliases(c.patcher), lora.layer_shapes(c.patcher), file_alpha=0, metadata=metadata
+    )
+    trained = predicted(c.patcher, start)
+    patched, _ = lora.apply_lora(c.patcher, None, tensors, 1.0, 1.0)
+    assert relative(before, trained) > 1e-3
+    assert relative(predicted(patched), trained) < 1e-4
+    assert torch.equal(predicted(c.patcher), before)
 
 
 @every_kind

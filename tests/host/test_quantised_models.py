@@ -19,6 +19,7 @@ from in_graph_lora.trainer.data.cache import TrainingData
 from in_graph_lora.trainer.host.identity import model_fingerprint
 from in_graph_lora.trainer.host.model import borrowed
 from in_graph_lora.trainer.memory.checkpointing import checkpointed
+from in_graph_lora.trainer.memory.compiling import compiled
 
 from ..quantised import FORMATS, Format, quantised_file
 from ..tiny_models import TINY, build, samples
@@ -103,6 +104,17 @@ def test_gradients_are_the_same_with_blocks_checkpointed_and_none(name: str) -> 
     assert gradients[0].norm() > 0
     assert torch.equal(gradients[0], gradients[1])
     assert torch.equal(gradients[0], gradients[2])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("name", ["fp8_e4m3fn_scaled", "convrot_w4a4"])
+def test_compiled_blocks_give_the_same_gradients(name: str) -> None:
+    c = case(name)
+    torch.compiler.reset()
+    with adapted(c, "all linear") as (denoiser, adapter):
+        right = c.gradients(denoiser, adapter)
+        with compiled(denoiser.blocks, backend="aot_eager"), checkpointed(denoiser.blocks, 1):
+            assert relative(c.gradients(denoiser, adapter), right) < 1e-5
 
 
 @every_format

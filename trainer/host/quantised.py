@@ -82,3 +82,12 @@ def _dequantise(layer: Any) -> Dequantise:
             return weight if smoothing is None else weight * smoothing.to(weight)
 
     return dequantise
+
+
+def unpacked(layer: Any, weight: Any) -> Tensor:
+    """The values of a layer's weight without the patches that the GGUF pack hangs on the tensor."""
+    if not packed(weight) or isinstance(weight, QuantizedTensor):
+        return weight
+    bare = weight.to(weight.device, copy=True)
+    bare.patches = []
+    return layer.get_weight(bare, torch.float32)

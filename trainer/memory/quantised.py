@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,7 @@ def _forward(layer: nn.Module, dequantise: Dequantise) -> Callable[..., Tensor]:
     host = layer.forward
     convolution = isinstance(layer, tuple(_CONV_INPUT))
 
+    @torch.compiler.disable  # some of the kernels cannot be traced; what is between layers is compiled
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # Options of a convolution change its padding; such calls keep the host's own backward pass.
         if convolution and (args or kwargs) or not (torch.is_grad_enabled() and x.requires_grad):
@@ -69,7 +70,7 @@ def _forward(layer: nn.Module, dequantise: Dequantise) -> Callable[..., Tensor]:
         x = x.view_as(x)
         return _Quantised.apply(x, layer, lambda x: host(x, *args, **kwargs), dequantise)  # type: ignore[return-value]
 
-    return forward
+    return cast("Callable[..., Tensor]", forward)
 
 
 class _Quantised(torch.autograd.Function):
