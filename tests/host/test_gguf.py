@@ -154,10 +154,8 @@ def test_three_steps_leave_the_model_as_it_was(source: Any, kind: str, tmp_path:
 
 
 @pytest.mark.parametrize("adapter", ADAPTER_KINDS)
-def test_a_file_does_in_comfyui_and_as_a_start_what_was_trained(
-    source: Any, adapter: Any, tmp_path: Any
-) -> None:
-    c = GgufCase(source, "Q4_0")
+def test_a_file_does_in_comfyui_and_as_a_start_what_was_trained(adapter: Any, tmp_path: Any) -> None:
+    c = GgufCase(pack(), "Q4_0")  # it is the pack that applies a file
     noised = c.noised()
 
     def predicted(patcher: Any, start: Any = None) -> Tensor:
