@@ -19,6 +19,7 @@ from in_graph_lora.trainer.host.conditioning import HostTextEncoder
 from in_graph_lora.trainer.host.text_model import HostTextModel, borrowed_clip
 from in_graph_lora.trainer.memory.checkpointing import checkpointed
 
+from ..quantised import FORMATS, full, quantised_file
 from ..tiny_models import randomise
 from .family_case import relative
 from .loaded import identities, weight_hash
@@ -86,3 +87,43 @@ def test_a_text_encoder_comes_back_as_the_same_objects_with_the_same_bytes(clip:
     assert weight_hash(net) == bytes_before
     assert not any("forward" in vars(m) for m in net.modules())
     assert not mm.in_training
+
+
+@pytest.mark.parametrize("name", ["fp8_e4m3fn", "fp8_e4m3fn_scaled", "int8"])
+def test_gradients_through_a_quantised_text_encoder_are_those_of_the_dequantised_one(name: str) -> None:
+    form = FORMATS[name]
+    sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
+    target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
+
+    def made(file: Any = (), **options: Any) -> Any:
+        options = {"clip_l_model_config": sizes, "dtype": torch.float32, **options}
+        return comfy.sd.CLIP(target, state_dict=file, model_options=options)
+
+    plain = made()
+    randomise(plain.cond_stage_model, 0)
+    weights = {k: v.clone() for k, v in plain.cond_stage_model.state_dict().items()}
+    with torch.inference_mode():
+        if form.algo:
+            file = quantised_file(weights, form, "encoder.layers.")
+            own = made(file, quantization_metadata={"mixed_ops": True})
+        else:
+            own = made(weights, dtype=torch.float8_e4m3fn)
+    for layer_name, layer in plain.cond_stage_model.named_modules():
+        quantised = own.cond_stage_model.get_submodule(layer_name)
+        for part in ("weight", "bias"):
+            if isinstance(getattr(quantised, part, None), Tensor):
+                getattr(layer, part).data = full(quantised, part)
+    net = own.cond_stage_model
+    before, bytes_before = identities(net), weight_hash(net)
+    found = []
+    for clip in (own, plain):
+        with torch.inference_mode(False), borrowed_clip(texts(clip)) as text:
+            assert any("dequantised" in vars(m) for m in text.net.modules()) == (clip is own)
+            with injected(text.net, AdapterConfig(rank=2), seed=1) as adapter:
+                g = torch.Generator().manual_seed(3)
+                for p in adapter.parameters():
+                    p.data = 0.2 * torch.randn(p.shape, generator=g)
+                found.append(gradients(text, adapter.parameters()))
+    # Of the formats that ComfyUI's text encoders compute with, only int8 rounds the input too.
+    assert relative(found[0], found[1]) < (3 * form.rounding if name == "int8" else 1e-5)
+    assert (identities(net), weight_hash(net)) == (before, bytes_before)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ..memory.quantised import full_weight, is_quantised
 from .kinds import Kind
 
 ADAPTER = "default"
@@ -93,10 +95,7 @@ def weight_shape(layer: Any) -> tuple[int, ...]:
 def base_weight(layer: Any) -> Tensor:
     """The frozen weight in fp32, whatever it is stored in."""
     base: Any = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer.base_layer
-    weight = base.weight.detach()
-    if type(weight) is not Tensor and type(weight) is not nn.Parameter:  # a quantised tensor's own class
-        weight = weight.dequantize()
-    return weight.float()
+    return full_weight(base) if is_quantised(base) else base.weight.detach().float()
 
 
 def dora_norm(layer: BaseTunerLayer) -> Callable[..., Tensor]:
@@ -114,6 +113,25 @@ def dora_norm(layer: BaseTunerLayer) -> Callable[..., Tensor]:
     return norm
 
 
+def dora_forward(layer: BaseTunerLayer, magnitude: Any) -> Callable[..., Tensor]:
+    """peft's, which beside a quantised weight sees neither that weight nor a bias in fp8.
+
+    Under dropout peft multiplies by the weight itself; here it is given the base layer's own output then.
+    """
+    forward = magnitude.forward
+
+    def beside_quantised(
+        x: Tensor, *, base_layer: Any, base_result: Tensor | None = None, **rest: Any
+    ) -> Tensor:
+        if is_quantised(base_layer):
+            base_result = layer.base_layer(x) if base_result is None else base_result  # type: ignore[operator]
+            bias = None if base_layer.bias is None else base_layer.bias.to(x.dtype)
+            base_layer = SimpleNamespace(weight=nn.Parameter(torch.empty(0)), bias=bias)
+        return forward(x, base_layer=base_layer, base_result=base_result, **rest)
+
+    return beside_quantised
+
+
 def init_adapter(layer: Any, kind: Kind, init: str, generator: torch.Generator) -> None:
     """Draw the factors in fp32 on the CPU, so that they are the same for every base dtype and device.
 
@@ -129,6 +147,7 @@ def init_adapter(layer: Any, kind: Kind, init: str, generator: torch.Generator) 
     if ADAPTER in getattr(layer, "lora_magnitude_vector", {}):
         magnitude = layer.lora_magnitude_vector[ADAPTER]
         magnitude.get_weight_norm = dora_norm(layer)
+        magnitude.forward = dora_forward(layer, magnitude)
         full = base_weight(layer)
         magnitude.weight.data = magnitude.get_weight_norm(full, torch.zeros_like(full), 1.0)
 

@@ -75,7 +75,12 @@ def _around_network(wrappers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _weights(patcher: ModelPatcher) -> Mapping[str, Any]:
-    """The model's own: a clone with a LoRA leaves its patched ones in the shared model after sampling."""
+    """The model's own: a clone with a LoRA leaves its patched ones in the shared model after sampling.
+
+    The GGUF pack writes only shapes into a state dict; the parameters have the values.
+    """
     weights = patcher.model.state_dict()
+    own = dict(patcher.model.named_parameters())
+    weights |= {name: own[name] for name, weight in weights.items() if weight.is_meta and name in own}
     weights |= {name: kept.weight for name, kept in patcher.backup.items() if name in weights}
     return {name: weight for name, weight in weights.items() if not name.endswith(_OFTEN_MISSING)}

@@ -23,6 +23,7 @@ from ..adapters.shapes import LayerShape, check_layer
 from ..adapters.targets import is_convolution, is_linear
 from ..errors import LoraFileError
 from .model import model_family
+from .quantised import unpacked
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -188,7 +189,8 @@ def _original(patcher: ModelPatcher, key: Any) -> Tensor:
         weight = patcher.backup[name].weight
     if convert is not None:
         weight = convert(weight, inplace=False)
-    plain = weight.detach().float().cpu()
+    layer = comfy.utils.get_attr(patcher.model, name.rpartition(".")[0])
+    plain = unpacked(layer, weight.detach()).float().cpu()
     return plain if rows is None else plain.narrow(*rows)
 
 

@@ -24,6 +24,7 @@ from ..memory.streaming import Packed, spread
 from ..noise import NoiseProcess
 from . import kernels
 from .noise import noise_process, raw_output_sampling
+from .quantised import packed, quantised_layers_differentiable
 
 if TYPE_CHECKING:
     from comfy.model_base import BaseModel
@@ -34,11 +35,11 @@ Condition = dict[str, Any]
 
 
 def alias(tensor: Tensor) -> Tensor:
-    """An ordinary tensor over the storage of an inference tensor."""
-    if not tensor.is_inference():
-        return tensor.detach()
+    """An ordinary tensor over the same storage; a quantised one, which autograd never sees, as it is."""
+    if packed(tensor):
+        return tensor
     out = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return out.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+    return out.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
 @contextmanager
@@ -64,7 +65,7 @@ def trainable_view(
                         view = alias(tensor)
                         if staged_on is not None and id(store) not in waiting:
                             view = view.to(staged_on)
-                        frozen = store is m._parameters
+                        frozen = store is m._parameters and not packed(view)
                         aliases[id(tensor)] = nn.Parameter(view, requires_grad=False) if frozen else view
                     saved.append((store, name, tensor))
                     store[name] = aliases[id(tensor)]
@@ -212,6 +213,7 @@ def borrowed(patcher: ModelPatcher, streamed: float = 0.0) -> Iterator[HostDenoi
         denoiser.away = [Packed(block) for block in away]
         loan.enter_context(_submodule(model, "model_sampling", raw_output_sampling(sampling)))
         loan.enter_context(kernels.differentiable_kernels())
+        loan.enter_context(quantised_layers_differentiable(model))
         unknown = family.in_place_calls is None
         calling = denoiser.blocks if unknown else by_class(net, family.in_place_calls or ())
         loan.enter_context(out_of_place(by_class(net, family.in_place), calling))

@@ -15,6 +15,7 @@ from ..memory.out_of_place import out_of_place
 from .conditioning import HostTextEncoder
 from .kernels import differentiable_kernels
 from .model import Condition, in_training, kept_loaded, stage, trainable_view
+from .quantised import quantised_layers_differentiable
 
 _IN_PLACE = ("CLIPLayer", "T5LayerSelfAttention", "T5LayerFF")
 """Class names of ComfyUI's text modules that write residuals in place."""
@@ -64,6 +65,7 @@ def borrowed_clip(texts: HostTextEncoder) -> Iterator[HostTextModel]:
         loan.enter_context(kept_loaded(patcher))
         loan.enter_context(trainable_view(net, stage(patcher)))
         loan.enter_context(differentiable_kernels())
+        loan.enter_context(quantised_layers_differentiable(net))
         known = by_class(net, _IN_PLACE)
         loan.enter_context(out_of_place(known, () if known else blocks(net)))
         loan.callback(net.reset_clip_options)

@@ -93,7 +93,7 @@ class Ring:
         self._copies = _CudaCopies(device, self.nbytes) if device.type == "cuda" else _Copies()
         self.pinned_bytes = self._copies.pinned_bytes
 
-    def come(self, index: int) -> list[nn.Parameter]:
+    def come(self, index: int) -> list[Tensor]:
         """The block's parameters on the device, to be used on the present stream until another one comes."""
         slot = self._holds.index(index) if index in self._holds else self._fetch(index)
         arrival = self._arrival[slot]
@@ -250,7 +250,7 @@ class Packed:
         self.nbytes = 0
         for module in block.modules():
             for name, parameter in module._parameters.items():
-                if parameter is not None and not parameter.requires_grad:
+                if parameter is not None and not parameter.requires_grad and _can_be_packed(parameter):
                     self.places.append((module._parameters, name, parameter))
                     _mapped(parameter, self._pack)
 
@@ -262,22 +262,26 @@ class Packed:
         self.nbytes = -(-leaf.end // _ALIGNMENT) * _ALIGNMENT
         return tensor
 
-    def views(self, slot: Tensor) -> list[nn.Parameter]:
+    def views(self, slot: Tensor) -> list[Tensor]:
         """The parameters of `places`, over the bytes of a slot."""
         leaves = iter(self.leaves)
-        return [
-            nn.Parameter(_mapped(parameter, lambda _: next(leaves).within(slot)), requires_grad=False)
-            for _, _, parameter in self.places
-        ]
+        return [_mapped(parameter, lambda _: next(leaves).within(slot)) for _, _, parameter in self.places]
 
 
 def _mapped(tensor: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """The tensor with its plain parts changed: itself, or the packed values and scales of a quantised one."""
-    if not hasattr(tensor, "__tensor_flatten__"):
-        return change(tensor.detach())
+    if type(tensor) is nn.Parameter:
+        return nn.Parameter(change(tensor.detach()), requires_grad=False)
+    if type(tensor) is Tensor:
+        return change(tensor)
     names, context = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
     parts = {name: _mapped(getattr(tensor, name), change) for name in names}
     return type(tensor).__tensor_unflatten__(parts, context, tensor.shape, tensor.stride())  # type: ignore[attr-defined]
+
+
+def _can_be_packed(tensor: Tensor) -> bool:
+    """Tensors of another class, like the GGUF pack's, are brought to the device by their own layers."""
+    return type(tensor) in (Tensor, nn.Parameter) or hasattr(tensor, "__tensor_flatten__")
 
 
 def _dense(tensor: Tensor) -> bool:
