@@ -14,13 +14,16 @@ from torch import Tensor
 
 from in_graph_lora.trainer.config import AdapterConfig, DataConfig, MemoryConfig, OptimizerConfig, TrainConfig
 from in_graph_lora.trainer.data.scan import scan_folder
+from in_graph_lora.trainer.errors import ModelError
+from in_graph_lora.trainer.host import model as host_model
 from in_graph_lora.trainer.host.training import train_on_loaded
 from in_graph_lora.trainer.memory import streaming
 from in_graph_lora.trainer.memory.checkpointing import checkpointed
+from in_graph_lora.trainer.memory.compiling import compiled
 from in_graph_lora.trainer.memory.streaming import Ring, streamed
 
 from ..tiny_models import TINY
-from .family_case import Case, adapted
+from .family_case import Case, adapted, relative
 from .loaded import identities, weight_hash, write_pictures
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("output")]
@@ -72,6 +75,30 @@ def test_gradients_of_streamed_blocks_are_those_of_resident_ones_bit_for_bit(nam
 def test_each_kind_of_adapter_stays_on_the_device_and_gets_the_same_gradients(kind: str) -> None:
     c = Case("flux1", dtype=torch.bfloat16)
     assert torch.equal(gradients(c, 1.0, kind=kind)[0], gradients(c, 0.0, kind=kind)[0])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("name", ["flux1", "sd15"])
+def test_compiled_blocks_can_be_streamed_and_are_compiled_once(name: str) -> None:
+    c = Case(name)
+    right, _ = gradients(c, 1.0)
+    torch.compiler.reset()
+    with adapted(c, "all linear", streamed=1.0) as (denoiser, adapter), ExitStack() as stack:
+        stack.enter_context(compiled(denoiser.blocks, backend="aot_eager"))
+        stack.enter_context(streamed(denoiser.away, denoiser.device, PoisonedRing))
+        stack.enter_context(checkpointed(denoiser.blocks, 1))
+        graphs = []
+        for _ in range(3):
+            assert relative(c.gradients(denoiser, adapter), right) < 1e-5
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert 0 < graphs[0] == graphs[2], "what comes to the device anew is no new module to the compiler"
+
+
+def test_a_network_without_blocks_cannot_be_streamed_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    c = Case("sd15")
+    monkeypatch.setattr(host_model, "blocks", lambda net, names: [])
+    with pytest.raises(ModelError, match=r"has no blocks.*set streamed to 0"), adapted(c, streamed=0.5):
+        pass
 
 
 @pytest.fixture(scope="module")

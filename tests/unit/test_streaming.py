@@ -190,3 +190,22 @@ def test_half_precision_and_one_block_alone():
             assert torch.equal(net(x), resident)
     assert isinstance(ring, Watched)
     assert ring.order == [0]
+
+
+@pytest.mark.parametrize(
+    ("most", "size", "told"), [(2**30, 2**22, ""), (2**20, 2**20, "got 2 MB"), (0, 0, "got none")]
+)
+def test_a_machine_that_is_short_of_pinned_memory_gives_less_and_it_is_told(
+    monkeypatch, caplog, most, size, told
+):
+    empty = torch.empty
+
+    def machine(count: int, *, dtype: torch.dtype, pin_memory: bool) -> Tensor:
+        if count > most:
+            raise RuntimeError("CUDA error: out of memory")
+        return empty(count, dtype=dtype)
+
+    monkeypatch.setattr(torch, "empty", machine)
+    assert [buffer.numel() for buffer in streaming._pinned(2**22)] == ([size, size] if size else [])
+    assert told in caplog.text
+    assert bool(caplog.text) is bool(told)

@@ -208,6 +208,8 @@ def borrowed(patcher: ModelPatcher, streamed: float = 0.0) -> Iterator[HostDenoi
         loan.enter_context(kept_loaded(patcher))
         denoiser = HostDenoiser(patcher, model, process)
         family, net = denoiser.family, denoiser.net
+        if streamed and not denoiser.blocks:
+            raise ModelError(f"{type(net).__name__} has no blocks that could be streamed; set streamed to 0")
         away = [denoiser.blocks[i] for i in spread(len(denoiser.blocks), streamed)]
         loan.enter_context(trainable_view(model, staged_on, away))
         denoiser.away = [Packed(block) for block in away]

@@ -8,6 +8,7 @@ work on the block that lay in it: a pass goes through the blocks in order, and i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -28,6 +29,7 @@ PINNED_BYTES = 256 * 2**20
 """What a ring takes of pinned host memory at most; what is not pinned goes to a GPU through it in pieces."""
 _PINNED_SHARE = 0.05
 """Of the free host memory."""
+_LEAST_PINNED = 2**20
 
 
 def spread(count: int, share: float) -> list[int]:
@@ -206,13 +208,21 @@ class _CudaCopies(_Copies):
 
 
 def _pinned(size: int) -> list[Tensor]:
-    """Two buffers of pinned memory; smaller ones, or none, where the machine has none to give."""
-    while size >= 2**20:
+    """Two buffers of pinned memory; smaller ones, or none, where the machine gives less, which is told."""
+    wanted, buffers = size, []
+    while not buffers and size >= _LEAST_PINNED:
         try:
-            return [torch.empty(size, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+            buffers = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
         except RuntimeError:
             size //= 2
-    return []
+    if wanted >= _LEAST_PINNED and (not buffers or size < wanted):
+        got = f"{2 * size / 2**20:.0f} MB" if buffers else "none"
+        logging.getLogger(__name__).warning(
+            "streaming wanted %.0f MB of pinned memory and got %s: steps take longer; close other programs",
+            2 * wanted / 2**20,
+            got,
+        )
+    return buffers
 
 
 @dataclass(frozen=True)
