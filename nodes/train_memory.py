@@ -67,8 +67,8 @@ class TrainMemory(io.ComfyNode):
                     default=_D.base_precision,
                     optional=True,
                     advanced=True,
-                    tooltip="What the model's blocks are held in while the LoRA trains. fp8 and int8 take half"
-                    " of bf16's memory. The model on the canvas stays as it is.",
+                    tooltip="What the model's blocks are held in while the LoRA trains. fp8 and int8 take"
+                    " half of bf16's memory. The model on the canvas stays as it is.",
                 ),
                 io.Boolean.Input(
                     "offload_activations",
