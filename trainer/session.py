@@ -70,8 +70,8 @@ def train_lora(
     """Train, save `<loras>/<name>.safetensors` and keep the run's record below `runs`.
 
     `preflight.check` comes before. steps: of the whole run, `config.total_steps`. start: an existing LoRA to
-    go on from. folder: a run that was stopped, to go on with. sampler: draws the previews. plan: what the run was
-    told to be able to hold; with fit auto the next levers are chosen by it. When a leg is left
+    go on from. folder: a run that was stopped, to go on with. sampler: draws the previews. plan: by which the
+    next levers are found with fit auto. When a leg is left
     by an exception or an interrupt, a checkpoint is written first; a requested stop ends the run in order,
     with what there is.
     """
@@ -167,7 +167,7 @@ class Session:
         return checkpoint
 
     def _go_on_leaner(self, error: torch.OutOfMemoryError) -> Checkpoint | None:
-        """From the last state with the next levers; raises the error when there are none, or none are wanted."""
+        """From the last state, with the next levers. Raises the error when there are none."""
         memory = self.fallback.next(self.config.memory)
         if memory is None:
             raise error

@@ -22,6 +22,7 @@ from ..data.buckets import bucket_size
 from ..data.records import Dataset
 from ..events import Emit, Notice, Phase, Planned
 from ..measure import measure
+from ..memory.advice import explained_out_of_memory
 from ..memory.blocks import blocks
 from ..memory.plan import Measured
 from ..memory.report import Plan, planned
@@ -66,7 +67,7 @@ def plan_run(
         emit(Phase(name="trying out one step", done=0, total=1))
         levers = config.memory if manual else _safest(model, config.memory)
         try:
-            with lend(levers) as loan:
+            with explained_out_of_memory(config), lend(levers) as loan:
                 _measured[key] = measure(loan, config, samples, check_interrupt=check_interrupt)
         except torch.OutOfMemoryError:
             if manual:

@@ -198,7 +198,8 @@ def _make_room(model: ModelPatcher, clip: CLIP | None) -> None:
 
 def _computing_in(model: ModelPatcher, precision: str) -> ModelPatcher:
     """The same weights, computed with in another precision; "auto" is what ComfyUI chose."""
-    if precision == "auto" or _DTYPES[precision] == model.model.get_dtype_inference():
+    # What the shared model says it computes in may be left over from another clone.
+    if precision == "auto":
         return model
     clone = model.clone()
     clone.set_model_compute_dtype(_DTYPES[precision])

@@ -50,13 +50,13 @@ class Plan:
         found = []
         if not self.fits:
             found.append(
-                f"this run needs about {gb(self.chosen.with_reserve)} GB and {gb(self.device_free)} GB are free,"
-                " so it may run out of memory; lower batch_size, or the resolution in Load Dataset"
+                f"this run needs about {gb(self.chosen.with_reserve)} GB and {gb(self.device_free)} GB are"
+                " free, so it may run out of memory; lower batch_size, or the resolution in Load Dataset"
             )
         elif self.swaps:
             found.append(
-                f"this run needs about {gb(self.chosen.host)} GB of system memory and {gb(self.host_free)} GB are"
-                " free, so the machine may swap and become slow; close other programs, or lower streamed"
+                f"this run needs about {gb(self.chosen.host)} GB of system memory and {gb(self.host_free)}"
+                " GB are free, so the machine may swap and become slow; close other programs, or lower streamed"
             )
         return found
 
@@ -107,13 +107,11 @@ class Plan:
         return "\n".join(lines)
 
     def what_if(self, cards: Sequence[int] = CARDS) -> list[tuple[int, Need, bool]]:
-        """(GB of the card, what would be chosen there, whether that fits): a card has 0.5 GB less than its name."""
-        out = []
+        """(GB of the card, what would be chosen there, whether that fits); 0.5 GB are the system's."""
+        wish, out = self.chosen.memory, []
         for size in cards:
-            n = choose(self.measured, self.chosen.memory, int((size - 0.5) * GB), self.precisions)
-            out.append(
-                (size, n or leanest(self.measured, self.chosen.memory, self.precisions), n is not None)
-            )
+            n = choose(self.measured, wish, int((size - 0.5) * GB), self.precisions)
+            out.append((size, n or leanest(self.measured, wish, self.precisions), n is not None))
         return out
 
     def to_dict(self) -> dict[str, Any]:
