@@ -25,7 +25,7 @@ class Fallback:
         if memory.fit != "auto" or not self.left:
             return None
         self.left -= 1
-        return leaner(self.measured, memory)
+        return leaner(self.measured, memory, last=not self.left)
 
 
 def give_back(error: BaseException) -> None:

@@ -235,21 +235,25 @@ def leanest_levers(memory: MemoryConfig) -> MemoryConfig:
     return replace(memory, checkpointing=1, streamed=1.0, offload_activations=True)
 
 
-def leaner(measured: Measured | None, memory: MemoryConfig) -> MemoryConfig | None:
+def leaner(measured: Measured | None, memory: MemoryConfig, *, last: bool) -> MemoryConfig | None:
     """The next levers after these ran out of memory, with the same base precision; None when there are none.
 
-    By the plan: the fastest that need a seventh less. Without one: a step down the ladder.
+    By the plan: the fastest that need a fifth less, or at last what needs least. Without one: a step down the
+    ladder.
     """
     if measured is not None:
-        most = 6 / 7 * need(measured, memory).device
+        now = need(measured, memory).device
         found = [need(measured, c) for c in candidates(memory, [memory.base_precision])]
-        smaller = [n for n in found if n.device <= most]
-        if smaller:
+        if not last and (smaller := [n for n in found if n.device <= 0.8 * now]):
             return min(smaller, key=lambda n: (n.seconds, n.device)).memory
+        least = min(found, key=lambda n: n.device)
+        return least.memory if least.device < now else None
+    if last:
+        return leanest_levers(memory) if memory != leanest_levers(memory) else None
     ladder: list[Callable[[MemoryConfig], MemoryConfig]] = [
         lambda m: replace(m, checkpointing=1),
         lambda m: replace(m, checkpointing=1, streamed=max(m.streamed, 0.5)),
         lambda m: replace(m, checkpointing=1, streamed=1.0),
-        lambda m: replace(m, checkpointing=1, streamed=1.0, offload_activations=True),
+        leanest_levers,
     ]
     return next((changed for rung in ladder if (changed := rung(memory)) != memory), None)
