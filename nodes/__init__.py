@@ -14,6 +14,7 @@ from .compare_baseline import CompareBaseline
 from .load_dataset import LoadDataset
 from .load_run import LoadRun
 from .lora_adapter import LoRAAdapter
+from .plan_training import PlanTraining
 from .prior_preservation import PriorPreservation
 from .train_lora import TrainLoRA
 from .train_memory import TrainMemory
@@ -34,6 +35,7 @@ NODES: list[type[io.ComfyNode]] = [
     TrainPreview,
     PriorPreservation,
     LoadRun,
+    PlanTraining,
 ]
 
 

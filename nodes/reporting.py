@@ -20,7 +20,7 @@ _SEND_EVERY = 0.2  # seconds: the page redraws for every event
 class Reporter:
     """Call it with events. `notices` collects what the user must be told at the end too."""
 
-    def __init__(self, node_id: str | None, training: ActiveRun) -> None:
+    def __init__(self, node_id: str | None, training: ActiveRun | None = None) -> None:
         self.progress = NodeProgress(node_id)
         self.training = training
         self.notices: list[str] = []
@@ -63,7 +63,8 @@ class Reporter:
         )
 
     def _send(self, progress: dict[str, Any]) -> None:
-        self.training.add(progress)
+        if self.training is not None:
+            self.training.add(progress)
         self.progress.send(progress)
 
     def _show(self, paths: Sequence[Path]) -> None:

@@ -2,45 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from ..trainer.config import (
-    CAPTION_SYNTAXES,
-    AdapterConfig,
-    DataConfig,
-    MemoryConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    PriorConfig,
-    TrainConfig,
-    check_name,
-)
-from ..trainer.errors import ConfigError
 from ..trainer.host.active import active, record_stop, stops
 from ..trainer.host.paths import output_image
 from .reporting import Reporter
-from .sockets import (
-    CATEGORY,
-    Adapter,
-    LoraModel,
-    LossMap,
-    Memory,
-    Objective,
-    Optimizer,
-    Preview,
-    PreviewOptions,
-    Regularization,
-    TrainDataset,
-)
+from .sockets import CATEGORY, LoraModel, LossMap
+from .training_inputs import CONTINUE, NEW_RUN, name_error, train_config, training_inputs
 
 if TYPE_CHECKING:
     from ..trainer.data.records import Dataset
-
-
-CONTINUE, NEW_RUN = "continue", "new run"
 
 
 class TrainLoRA(io.ComfyNode):
@@ -53,94 +26,7 @@ class TrainLoRA(io.ComfyNode):
             description="Trains a LoRA on the model that is already loaded and saves it to output/loras.",
             search_aliases=["lora", "train", "finetune", "dreambooth", "训练"],
             is_output_node=True,
-            inputs=[
-                io.Model.Input("model", tooltip="The model to train on. It is not copied and not changed."),
-                io.Clip.Input("clip", tooltip="The text encoder that belongs to the model."),
-                io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
-                TrainDataset.Input(
-                    "dataset", tooltip="Pictures and captions, from Load Dataset or Caption Images."
-                ),
-                io.Int.Input(
-                    "steps",
-                    default=1000,
-                    min=1,
-                    max=1_000_000,
-                    tooltip="Optimizer steps. 50 to 100 for each picture is a good start for a subject.",
-                ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=1e-4,
-                    min=1e-7,
-                    max=1.0,
-                    step=1e-6,
-                    round=False,
-                    tooltip="Peak learning rate. 1e-4 suits most models; halve it when pictures look burnt.",
-                ),
-                io.Int.Input(
-                    "rank",
-                    default=16,
-                    min=1,
-                    max=1024,
-                    tooltip="Size of the LoRA: 4 to 16 for a subject, 16 to 64 for a style.",
-                ),
-                io.Float.Input(
-                    "alpha",
-                    default=0.0,
-                    min=0.0,
-                    max=1024.0,
-                    step=0.5,
-                    advanced=True,
-                    tooltip="The update is scaled by alpha / rank. 0 means equal to the rank (scale 1).",
-                ),
-                io.Int.Input(
-                    "batch_size",
-                    default=1,
-                    min=1,
-                    max=1024,
-                    tooltip="Pictures in one step. More is smoother, and takes more memory.",
-                ),
-                io.Int.Input(
-                    "train_seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    advanced=True,
-                    tooltip="Decides every random draw of the run. The same seed gives the same LoRA.",
-                ),
-                io.String.Input(
-                    "name",
-                    default="my_lora",
-                    tooltip="File name of the LoRA. A name that is taken gets a number.",
-                ),
-                Adapter.Input(
-                    "adapter", optional=True, tooltip="From LoRA Adapter: kind, layers, rank by block."
-                ),
-                Objective.Input(
-                    "objective", optional=True, tooltip="From Train Objective: loss, noise levels."
-                ),
-                Optimizer.Input("optimizer", optional=True, tooltip="From Train Optimizer: schedule, EMA."),
-                Memory.Input("memory", optional=True, tooltip="From Train Memory: when it does not fit."),
-                Preview.Input("preview", optional=True, tooltip="From Train Preview: sample pictures."),
-                Regularization.Input("regularization", optional=True, tooltip="From Prior Preservation."),
-                io.Combo.Input(
-                    "existing_run",
-                    options=[CONTINUE, NEW_RUN],
-                    default=CONTINUE,
-                    optional=True,
-                    advanced=True,
-                    tooltip="continue: a finished run of the same settings is loaded; a stopped one goes on."
-                    " new run: trains from the start; earlier files stay.",
-                ),
-                io.Combo.Input(
-                    "caption_syntax",
-                    options=list(CAPTION_SYNTAXES),
-                    default=CAPTION_SYNTAXES[0],
-                    optional=True,
-                    advanced=True,
-                    tooltip="text: a caption means what it says. comfyui: (word:1.3) is a weight and"
-                    " embedding:name a file, as in CLIP Text Encode.",
-                ),
-            ],
+            inputs=training_inputs(),
             outputs=[
                 LoraModel.Output(
                     display_name="lora", tooltip="The trained LoRA, for Apply LoRA and Compare Baseline."
@@ -153,12 +39,7 @@ class TrainLoRA(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, name: str | None = None) -> bool | str:
-        try:
-            if name is not None:  # None: it comes through a link
-                check_name(name)
-        except ConfigError as error:
-            return str(error)
-        return True
+        return name_error(name) or True
 
     @classmethod
     def fingerprint_inputs(cls, name: str | None = None, **_: object) -> int:
@@ -172,43 +53,12 @@ class TrainLoRA(io.ComfyNode):
         clip: Any,
         vae: Any,
         dataset: Dataset,
-        steps: int,
-        learning_rate: float,
-        rank: int,
-        alpha: float,
-        batch_size: int,
-        train_seed: int,
-        name: str,
-        adapter: AdapterConfig | None = None,
-        objective: ObjectiveConfig | None = None,
-        optimizer: tuple[OptimizerConfig, int] | None = None,
-        memory: MemoryConfig | None = None,
-        preview: PreviewOptions | None = None,
-        regularization: PriorConfig | None = None,
         existing_run: str = CONTINUE,
-        caption_syntax: str = CAPTION_SYNTAXES[0],
+        **settings: Any,
     ) -> io.NodeOutput:
         from ..trainer.host.training import train_on_loaded
 
-        optimizer_config, epochs = optimizer or (OptimizerConfig(), 0)
-        preview = preview or PreviewOptions()
-        config = TrainConfig(
-            name=name,
-            steps=steps,
-            epochs=epochs,
-            seed=train_seed,
-            adapter=replace(adapter or AdapterConfig(), rank=rank, alpha=alpha),
-            objective=objective or ObjectiveConfig(),
-            prior=regularization or PriorConfig(),
-            optimizer=replace(optimizer_config, learning_rate=learning_rate),
-            memory=memory or MemoryConfig(),
-            preview=preview.preview,
-            validation=preview.validation,
-            save=preview.save,
-            data=DataConfig(
-                batch_size=batch_size, resolution=dataset.resolution, caption_syntax=caption_syntax
-            ),
-        )
+        config = train_config(dataset, **settings)
         with active(cls.hidden.unique_id) as training:
             emit = Reporter(cls.hidden.unique_id, training)
             result = train_on_loaded(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import comfy.model_management as mm
@@ -17,11 +17,12 @@ from ..adapters.start import StartingLora
 from ..config import MemoryConfig, TrainConfig
 from ..data.cache import SampleCache, cut_to_fit
 from ..data.records import Dataset
-from ..errors import shortened
+from ..errors import TrainingError, shortened
 from ..events import Emit, Notice
 from ..families import UNLISTED
 from ..files import sha256
 from ..memory.plan import leanest_levers
+from ..memory.report import Plan
 from ..ports import Loan
 from ..preflight import check, remarks
 from ..runs.finding import find_run, finished, run_key
@@ -63,25 +64,10 @@ def train_on_loaded(
     `new_run` starts again. All models come back unchanged, however it ends. ComfyUI's interrupt is raised as
     it is.
     """
-    config = replace(config, memory=wanted(config.memory))
-    dataset = dataset.hold_out(config.validation.held_out)
-    start = _starting_lora(model, config, emit)
-    process = noise_process(model.get_model_object("model_sampling"))
-    check(config, dataset, model.model.diffusion_model, process, start)
-    for remark in remarks(config, dataset):
-        emit(Notice(message=remark))
-    steps = config.total_steps(dataset.shown)
-    if model_family(model) is UNLISTED:
-        name = type(model.model).__name__
-        emit(
-            Notice(
-                message=f"{name} is no family that we have tested; training by what the model says of itself"
-            )
-        )
-    prints = _fingerprints(model, clip, vae, config, emit)
-    dataset = with_class_images(dataset, config.prior, model, clip, vae, prints, emit)
-    texts = HostTextEncoder(clip, model, config.objective.guidance, config.data.caption_syntax)
-    dataset, config = cut_to_fit(dataset, config, texts, emit)
+    job = _checked(model, clip, vae, dataset, config, emit)
+    dataset = with_class_images(job.dataset, config.prior, model, clip, vae, job.prints, emit)
+    texts, steps, prints = job.texts, job.steps, job.prints
+    dataset, config = cut_to_fit(dataset, job.config, texts, emit)
     digest, loras, runs = dataset.digest, paths.lora_directory(), paths.runs_directory(config.name)
     key = run_key(config, dataset, prints)
     folder = None if new_run else find_run(runs, key, config, digest, steps, emit)
@@ -112,32 +98,95 @@ def train_on_loaded(
             emit=emit,
             check_interrupt=check_interrupt,
         )
-
-        @contextmanager
-        def lend(memory: MemoryConfig) -> Iterator[Loan]:
-            with ExitStack() as loans:
-                _make_room(model, clip if train_text else None)
-                denoiser = loans.enter_context(borrowed(_computing_in(model, memory.precision), memory))
-                text = loans.enter_context(borrowed_clip(texts)) if train_text else None
-                yield Loan(denoiser=denoiser, text=text)
-
-        plan = plan_run(model, texts, vae, dataset, config, prints, lend, emit, folder=folder)
+        plan = plan_run(model, texts, vae, dataset, config, prints, job.lend, emit, folder=folder)
         config = replace(config, memory=plan.chosen.memory if plan else leanest_levers(config.memory))
         data = cache.build(dataset, config, train_text=train_text)
         return train_lora(
-            lend,
+            job.lend,
             data,
             config,
             destination,
             steps=steps,
             emit=emit,
             check_interrupt=check_interrupt,
-            start=start,
+            start=job.start,
             stop_requested=stop_requested,
             folder=folder,
             sampler=PreviewSampler(model, clip, vae, config.preview, dataset.resolution),
             plan=plan,
         )
+
+
+def plan_on_loaded(
+    model: ModelPatcher, clip: CLIP, vae: VAE, dataset: Dataset, config: TrainConfig, emit: Emit
+) -> Plan:
+    """What `train_on_loaded` would do, without encoding, training or saving anything."""
+    job = _checked(model, clip, vae, dataset, config, emit)
+    dataset, config = cut_to_fit(job.dataset, job.config, job.texts, emit)
+    with torch.inference_mode(False):
+        plan = plan_run(model, job.texts, vae, dataset, config, job.prints, job.lend, emit)
+    if plan is None:
+        raise TrainingError(
+            f"not even one block at a time fits: lower the resolution (it is {config.data.resolution}) or"
+            f" batch_size (it is {config.data.batch_size})"
+        )
+    return plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A training whose settings, pictures and models were found fit for each other."""
+
+    model: ModelPatcher
+    """Computing in the precision that was asked for."""
+    clip: CLIP
+    dataset: Dataset
+    config: TrainConfig
+    start: StartingLora | None
+    steps: int
+    prints: tuple[str, ...]
+    """`_fingerprints`."""
+    texts: HostTextEncoder
+
+    @contextmanager
+    def lend(self, memory: MemoryConfig) -> Iterator[Loan]:
+        train_text = self.config.optimizer.text_encoder_lr > 0
+        with ExitStack() as loans:
+            _make_room(self.model, self.clip if train_text else None)
+            denoiser = loans.enter_context(borrowed(self.model, memory))
+            text = loans.enter_context(borrowed_clip(self.texts)) if train_text else None
+            yield Loan(denoiser=denoiser, text=text)
+
+
+def _checked(
+    model: ModelPatcher, clip: CLIP, vae: VAE, dataset: Dataset, config: TrainConfig, emit: Emit
+) -> _Job:
+    """Raises what `preflight.check` does; says what the user must know of settings and model."""
+    config = replace(config, memory=wanted(config.memory))
+    dataset = dataset.hold_out(config.validation.held_out)
+    start = _starting_lora(model, config, emit)
+    process = noise_process(model.get_model_object("model_sampling"))
+    check(config, dataset, model.model.diffusion_model, process, start)
+    for remark in remarks(config, dataset):
+        emit(Notice(message=remark))
+    steps = config.total_steps(dataset.shown)
+    if model_family(model) is UNLISTED:
+        name = type(model.model).__name__
+        emit(
+            Notice(
+                message=f"{name} is no family that we have tested; training by what the model says of itself"
+            )
+        )
+    return _Job(
+        model=_computing_in(model, config.memory.precision),
+        clip=clip,
+        dataset=dataset,
+        config=config,
+        start=start,
+        steps=steps,
+        prints=_fingerprints(model, clip, vae, config, emit),
+        texts=HostTextEncoder(clip, model, config.objective.guidance, config.data.caption_syntax),
+    )
 
 
 def _starting_lora(model: ModelPatcher, config: TrainConfig, emit: Emit) -> StartingLora | None:

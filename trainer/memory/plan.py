@@ -14,6 +14,7 @@ top: weights, ring, adapters, optimizer.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,7 +24,8 @@ from .streaming import SLOTS, spread
 GB = 2**30
 CARDS = (8, 12, 16, 24)
 """GB of the cards of the what-if table."""
-_SHARES = tuple(i / 20 for i in range(1, 21))
+_SHARES = 20
+"""How many different shares of the blocks are looked at, at most."""
 _CHECKPOINTING = (0, 3, 2, 1)
 _WORTH = 0.9
 """Another base precision is chosen where a step takes less than this part of the time without it."""
@@ -198,13 +200,16 @@ def _seconds(
     return max(computing + first * measured.copying, moved * measured.copying)
 
 
-def candidates(memory: MemoryConfig, precisions: Sequence[str]) -> Iterable[MemoryConfig]:
+def candidates(measured: Measured, memory: MemoryConfig, precisions: Sequence[str]) -> Iterable[MemoryConfig]:
     """Every combination of levers; precision and compile are those of `memory`."""
+    count = len(measured.blocks)
+    away = sorted({math.ceil(count * i / _SHARES) for i in range(_SHARES + 1)})
+    shares = [math.floor(1e4 * n / count) / 1e4 for n in away] if count else [0.0]
     for base in precisions:
         mine = replace(memory, base_precision=base, offload_activations=False)
-        for every, share in itertools.product(_CHECKPOINTING, (0.0, *_SHARES)):
+        for every, share in itertools.product(_CHECKPOINTING, shares):
             yield replace(mine, checkpointing=every, streamed=share)
-        for share in (0.0, *_SHARES):
+        for share in shares:
             yield replace(mine, checkpointing=1, streamed=share, offload_activations=True)
 
 
@@ -215,7 +220,7 @@ def choose(measured: Measured, memory: MemoryConfig, free: int, precisions: Sequ
     """
     best: Need | None = None
     for base in precisions:
-        found = (need(measured, levers) for levers in candidates(memory, [base]))
+        found = (need(measured, levers) for levers in candidates(measured, memory, [base]))
         fitting = [n for n in found if n.with_reserve <= free]
         if not fitting:
             continue
@@ -227,7 +232,7 @@ def choose(measured: Measured, memory: MemoryConfig, free: int, precisions: Sequ
 
 def leanest(measured: Measured, memory: MemoryConfig, precisions: Sequence[str]) -> Need:
     """The levers that take least of the device."""
-    return min((need(measured, c) for c in candidates(memory, precisions)), key=lambda n: n.device)
+    return min((need(measured, c) for c in candidates(measured, memory, precisions)), key=lambda n: n.device)
 
 
 def leanest_levers(memory: MemoryConfig) -> MemoryConfig:
@@ -243,7 +248,7 @@ def leaner(measured: Measured | None, memory: MemoryConfig, *, last: bool) -> Me
     """
     if measured is not None:
         now = need(measured, memory).device
-        found = [need(measured, c) for c in candidates(memory, [memory.base_precision])]
+        found = [need(measured, c) for c in candidates(measured, memory, [memory.base_precision])]
         if not last and (smaller := [n for n in found if n.device <= 0.8 * now]):
             return min(smaller, key=lambda n: (n.seconds, n.device)).memory
         least = min(found, key=lambda n: n.device)

@@ -42,7 +42,8 @@ class Plan:
         parts = [f"{gb(n.with_reserve)} of {gb(self.device_free)} GB on {place}"]
         if not self.measured.on_cpu:
             parts.append(f"{gb(n.host)} of {gb(self.host_free)} GB of system memory")
-        return f"plan: {self.batch} a pass, {', '.join(parts)}, about {seconds(n.seconds)} a step; {levers(n.memory)}"
+        step = f"about {seconds(n.seconds)} a step"
+        return f"plan: {self.batch} a pass, {', '.join(parts)}, {step}; {levers(n.memory)}"
 
     @property
     def warnings(self) -> list[str]:
@@ -56,7 +57,8 @@ class Plan:
         elif self.swaps:
             found.append(
                 f"this run needs about {gb(self.chosen.host)} GB of system memory and {gb(self.host_free)}"
-                " GB are free, so the machine may swap and become slow; close other programs, or lower streamed"
+                " GB are free, so the machine may swap and become slow; close other programs, or lower"
+                " streamed"
             )
         return found
 
@@ -135,7 +137,7 @@ def planned(measured: Measured, memory: MemoryConfig, free: int, precisions: Seq
 def levers(memory: MemoryConfig) -> str:
     found = []
     if memory.streamed:
-        found.append(f"streamed {memory.streamed:g}")
+        found.append(f"streamed {memory.streamed:.2g}")
     if memory.checkpointing:
         found.append(f"checkpointing {memory.checkpointing}")
     if memory.base_precision != "as loaded":
