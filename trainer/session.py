@@ -6,6 +6,7 @@ two legs the model is given back, so that ComfyUI's own sampler can draw preview
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,13 +124,18 @@ class Session:
         try:
             self._preview()
             while checkpoint is None or (state.step < self.steps and not self.ended()):
-                with Leg.begun(self, checkpoint) as leg:
-                    train(leg, until=self.previews.next_step(state.step))
-                checkpoint = leg.saved
+                checkpoint = self._leg(checkpoint)
+                gc.collect()  # optimizers and adapters hold themselves in circles, on the device
                 self._preview()
         finally:
             self.board.close()
         return self._finish()
+
+    def _leg(self, checkpoint: Checkpoint | None) -> Checkpoint | None:
+        """Up to the next preview. Nothing of it but the checkpoint is kept."""
+        with Leg.begun(self, checkpoint) as leg:
+            train(leg, until=self.previews.next_step(self.state.step))
+        return leg.saved
 
     def go_on(self) -> Checkpoint | None:
         """The newest whole checkpoint of the run; state, measurements and log are set back to its step."""

@@ -97,6 +97,7 @@ class PreviewSampler:
 
         try:
             with torch.inference_mode():
+                mm.soft_empty_cache()  # of the leg before
                 model, clip = self.model, self.clip
                 if lora is not None:
                     model, patched = apply_lora(model, clip, lora, 1.0, 1.0)

@@ -118,19 +118,22 @@ def train_on_loaded(
                 text = loans.enter_context(borrowed_clip(texts)) if train_text else None
                 yield Loan(denoiser=denoiser, text=text)
 
-        return train_lora(
-            lend,
-            data,
-            config,
-            destination,
-            steps=steps,
-            emit=emit,
-            check_interrupt=check_interrupt,
-            start=start,
-            stop_requested=stop_requested,
-            folder=folder,
-            sampler=PreviewSampler(model, clip, vae, config.preview, dataset.resolution),
-        )
+        try:
+            return train_lora(
+                lend,
+                data,
+                config,
+                destination,
+                steps=steps,
+                emit=emit,
+                check_interrupt=check_interrupt,
+                start=start,
+                stop_requested=stop_requested,
+                folder=folder,
+                sampler=PreviewSampler(model, clip, vae, config.preview, dataset.resolution),
+            )
+        finally:
+            mm.soft_empty_cache()
 
 
 def _starting_lora(model: ModelPatcher, config: TrainConfig, emit: Emit) -> StartingLora | None:

@@ -51,13 +51,13 @@ def _checkpoint(block: nn.Module, offload: Offload | None) -> Callable[..., Any]
             return forward(*args, **kwargs)
         dropout = _has_dropout(block)
         # A block may write into the dicts that it is given, and the network writes into them between blocks:
-        # the recomputation gets them as they are now. All tensors are left to autograd, which alone keeps them.
+        # the recomputation gets them as they are now. Tensors are autograd's to keep, and nobody else's.
         values, structure = tree_flatten((args, kwargs))
         where = [i for i, v in enumerate(values) if isinstance(v, Tensor) and not v.is_inference()]
         tensors = [values[i] for i in where]
         if not checked:
             with torch.random.fork_rng(enabled=dropout):
-                _refuse_overwriting(block, forward, *tree_unflatten(values, structure), tensors)
+                _refuse_overwriting(block, forward, tree_unflatten(values, structure), tensors)
             checked = True
         for i in where:
             values[i] = None
@@ -90,9 +90,13 @@ def _has_dropout(block: nn.Module) -> bool:
 
 
 def _refuse_overwriting(
-    block: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any, tensors: Sequence[Tensor]
+    block: nn.Module, forward: Callable[..., Any], given: Any, tensors: Sequence[Tensor]
 ) -> None:
-    """Run the block once and compare the versions of what it was given and of what autograd has saved."""
+    """Run the block once and compare the versions of what it was given and of what autograd has saved.
+
+    given: args and kwargs. tensors: those among them.
+    """
+    args, kwargs = given
     needed = [(t, t._version) for t in tensors]
 
     def pack(t: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Less memory on the device: what checkpointed blocks keep waits in host memory.
 
 A checkpointed block keeps its inputs until it is computed again. Here they leave as the block begins, on a
-stream of their own, and come back one block ahead of their turn, in the reverse order. What several blocks are
-given leaves once. So the device holds the inputs of the newest block and, on the way back, of the next one.
+stream of their own, and come back one block ahead of their turn, in the reverse order. What several blocks
+are given leaves once. So the device holds the inputs of the newest block and, on the way back, those of the
+next one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
+
+from ..errors import ModelError
 
 SMALL = 2**20
 """Bytes; what has fewer stays on the device."""
@@ -54,6 +57,15 @@ class Away:
     size: torch.Size
 
 
+@dataclass(frozen=True, eq=False)
+class Here:
+    """The tensor on the device, and the event at which its copy is done."""
+
+    tensor: Tensor
+    event: Any
+    version: int
+
+
 @dataclass(eq=False)
 class Inputs:
     """What one block keeps in host memory."""
@@ -69,13 +81,13 @@ class Offload:
         self._order: list[ReferenceType[Inputs]] = []
         """As in the forward pass; those whose turn has come are out of it."""
         self._known: dict[Hashable, tuple[StorageWeakRef, ReferenceType[Away]]] = {}
-        self._here: dict[Away, tuple[Tensor, Any]] = {}
-        """On the device, each with the event at which its copy is done."""
+        self._here: dict[Away, Here] = {}
         self._turn: Inputs | None = None
 
     @contextmanager
     def block(self) -> Iterator[None]:
         """Around the checkpoint of one block: autograd saves nothing but the block's inputs in there."""
+        self._check()
         self.let_go()
         self._order = [r for r in self._order if r() is not None]
         self._known = {k: (s, r) for k, (s, r) in self._known.items() if not s.expired() and r() is not None}
@@ -86,9 +98,18 @@ class Offload:
 
     def let_go(self) -> None:
         """Of what is on the device, once it has been copied."""
-        for _, event in self._here.values():
-            self.copies.wait(event)
+        for here in self._here.values():
+            self.copies.wait(here.event)
         self._here, self._turn = {}, None
+
+    def _check(self) -> None:
+        """A copy that was under way may have the old values or the new ones."""
+        if any(here.tensor._version != here.version for here in self._here.values()):
+            self.let_go()
+            raise ModelError(
+                "the network overwrites in place what it has given to a checkpointed block, whose gradients"
+                " need it; set gradient checkpointing and streamed to 0 (off)"
+            )
 
     @property
     def waiting(self) -> list[Inputs]:
@@ -119,7 +140,7 @@ class Offload:
         host, event = self.copies.leave(part, sum(away.host.nbytes for away in kept))
         away = Away(host, part.stride(), tensor.size())
         self._known[key] = storage, ref(away)
-        self._here[away] = tensor.detach(), event
+        self._here[away] = Here(tensor.detach(), event, tensor._version)
         return away
 
     def _come(self, packed: Tensor | tuple[Away, Inputs]) -> Tensor:
@@ -128,24 +149,27 @@ class Offload:
         away, inputs = packed
         if self._turn is not inputs:
             self._begin(inputs)
-        return self._here[away][0]
+        return self._here[away].tensor
 
     def _begin(self, inputs: Inputs) -> None:
         """These are there for what the device is given from now on, and the next ones are sent for."""
+        self._check()
         waiting = self.waiting
         if inputs in waiting:
             del waiting[waiting.index(inputs) :]
         ahead = waiting[-1].away if waiting else []
         here = {away: self._here.get(away) or self._bring(away) for away in inputs.away}
-        for _, event in here.values():
-            self.copies.wait(event)
-        self._here |= here
-        self._here = here | {away: self._here.get(away) or self._bring(away) for away in ahead}
+        for found in here.values():
+            self.copies.wait(found.event)
+        self._here = here | {away: self._here[away] for away in ahead if away in self._here}
+        for away in ahead:
+            if away not in self._here:
+                self._here[away] = self._bring(away)
         self._order, self._turn = [ref(w) for w in waiting], inputs
 
-    def _bring(self, away: Away) -> tuple[Tensor, Any]:
+    def _bring(self, away: Away) -> Here:
         there, event = self.copies.bring(away.host, away.stride, self.device)
-        return there.expand(away.size), event
+        return Here(there.expand(away.size), event, there._version)
 
 
 class Copies:
@@ -158,9 +182,7 @@ class Copies:
         """kept: bytes that are in host memory already. Returns the copy and the event at which it is done."""
         return torch.empty_like(tensor, device="cpu").copy_(tensor), None
 
-    def bring(
-        self, host: Tensor, stride: tuple[int, ...], device: torch.device
-    ) -> tuple[Tensor, Any]:
+    def bring(self, host: Tensor, stride: tuple[int, ...], device: torch.device) -> tuple[Tensor, Any]:
         there = torch.empty_strided(host.shape, stride, dtype=host.dtype, device=device)
         return there.copy_(host), None
 
@@ -198,9 +220,7 @@ class CudaCopies(Copies):
                 )
         return torch.empty_like(tensor, device="cpu")
 
-    def bring(
-        self, host: Tensor, stride: tuple[int, ...], device: torch.device
-    ) -> tuple[Tensor, Any]:
+    def bring(self, host: Tensor, stride: tuple[int, ...], device: torch.device) -> tuple[Tensor, Any]:
         there = torch.empty_strided(host.shape, stride, dtype=host.dtype, device=device)
         self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
         with torch.cuda.stream(self.stream):
