@@ -287,19 +287,32 @@ class Packed:
 
 
 def _mapped(tensor: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """The tensor with its plain parts changed: itself, or the packed values and scales of a quantised one."""
+    """The tensor with its plain parts changed: itself, the packed values and scales of a quantised one, or
+    the bytes that a class like the GGUF pack's is over."""
     if type(tensor) is nn.Parameter:
         return nn.Parameter(change(tensor.detach()), requires_grad=False)
     if type(tensor) is Tensor:
         return change(tensor)
+    if not hasattr(tensor, "__tensor_flatten__"):
+        mapped = change(_bytes(tensor)).as_subclass(type(tensor))
+        vars(mapped).update(vars(tensor))
+        return mapped
     names, context = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
     parts = {name: _mapped(getattr(tensor, name), change) for name in names}
     return type(tensor).__tensor_unflatten__(parts, context, tensor.shape, tensor.stride())  # type: ignore[attr-defined]
 
 
 def _can_be_packed(tensor: Tensor) -> bool:
-    """Tensors of another class, like the GGUF pack's, are brought to the device by their own layers."""
-    return type(tensor) in (Tensor, nn.Parameter) or hasattr(tensor, "__tensor_flatten__")
+    """Others, whose class has no storage of its own, are brought to the device by their layers."""
+    if type(tensor) in (Tensor, nn.Parameter) or hasattr(tensor, "__tensor_flatten__"):
+        return True
+    plain = _bytes(tensor)
+    return plain.layout == torch.strided and plain.untyped_storage().nbytes() >= plain.nbytes > 0
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunctionSubclass():  # such a class may give another shape than it has
+        return tensor.as_subclass(Tensor)
 
 
 def _dense(tensor: Tensor) -> bool:
