@@ -7,7 +7,7 @@ from typing import Any
 import comfy.model_management as mm
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from in_graph_lora.trainer.memory.checkpointing import checkpointed
 from in_graph_lora.trainer.memory.streaming import streamed
