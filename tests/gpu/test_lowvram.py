@@ -1,4 +1,4 @@
-"""A model that ComfyUI has split for want of room trains, resident or streamed, and is sampled with as before."""
+"""A model that ComfyUI has split for want of room trains, resident or streamed, and is given back whole."""
 
 from __future__ import annotations
 

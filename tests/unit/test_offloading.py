@@ -270,6 +270,61 @@ def test_what_lies_over_itself_stays(tensor, apart):
     assert offloading._apart(tensor) is apart
 
 
+def test_what_is_sent_for_in_vain_is_waited_for_before_its_memory_is_free():
+    """The device could be given that memory for something else while the copy is under way."""
+
+    class Strict(Late):
+        pending = 0
+
+        def bring(self, *args: Any) -> tuple[Tensor, Any]:
+            there, event = super().bring(*args)
+            waited: list[bool] = []
+            self.pending += 1
+
+            def once() -> None:
+                self.pending -= not waited
+                waited.append(True)
+                event()
+
+            return there, once
+
+    first, unused, last = blocks = nn.ModuleList([Scale(), Scale(), Scale()])
+    x = torch.randn(ROWS, WIDTH, requires_grad=True)
+    with offloaded(CPU, make=Strict) as offload, checkpointed(list(blocks), 1, offload=offload):
+        for _ in range(2):
+            y = first(x, torch.ones(ROWS, WIDTH))
+            kept = unused(y, torch.ones(ROWS, WIDTH))
+            torch.autograd.grad(last(y, torch.ones(ROWS, WIDTH)).sum(), x)
+            assert kept.requires_grad
+            assert offload is not None
+            assert offload.copies.pending == 0
+        assert offload.copies.log.count("bring") == 2 * 4, "those of the unused one too"
+
+
+@pytest.mark.parametrize(
+    ("given", "pinned", "told"), [(9, [True, True, False, False], ""), (1, [True, False], "1 MB")]
+)
+def test_pinned_memory_has_a_limit_and_a_machine_that_gives_less_is_told_of(
+    monkeypatch, caplog, given, pinned, told
+):
+    empty_like, found = torch.empty_like, []
+
+    def machine(tensor: Tensor, *, device: str, pin_memory: bool = False) -> Tensor:
+        if pin_memory and sum(found) == given:
+            raise RuntimeError("CUDA error: out of memory")
+        found.append(pin_memory)
+        return empty_like(tensor, device=device)
+
+    monkeypatch.setattr(torch, "empty_like", machine)
+    copies = offloading.CudaCopies.__new__(offloading.CudaCopies)
+    copies.pinned_bytes = 2 * 2**20
+    for i in range(len(pinned)):
+        copies._host(torch.empty(2**18), i * 2**20)
+    assert found == pinned
+    assert told in caplog.text
+    assert bool(caplog.text) is bool(told)
+
+
 def test_strides_are_those_that_it_left_with():
     wide = torch.randn(3, 1000, 1, 400)
     for tensor in (wide.expand(3, 1000, 7, 400), wide[:, ::2], wide.transpose(1, 3), wide[:, :, 0, 50:]):

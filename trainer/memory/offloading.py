@@ -159,7 +159,7 @@ class Offload:
             del waiting[waiting.index(inputs) :]
         ahead = waiting[-1].away if waiting else []
         here = {away: self._here.get(away) or self._bring(away) for away in inputs.away}
-        for found in here.values():
+        for found in (*self._here.values(), *here.values()):  # also what goes without having been used
             self.copies.wait(found.event)
         self._here = here | {away: self._here[away] for away in ahead if away in self._here}
         for away in ahead:
