@@ -130,7 +130,14 @@ def test_a_gguf_file_is_trained_applied_and_sampled(gguf_server: server_tools.Se
         assert result.status == "success", result.error
         pictures = [client.image(result.outputs[node]["images"][0]) for node in ("12", "13")]
         other = graph(kind)
-        other["4"]["inputs"]["train_seed"] = 1
+        other["4"]["inputs"] |= {"train_seed": 1, "memory": ["0", 0]}
+        other["0"] = {
+            "class_type": "TrainMemory",
+            "inputs": {
+                "checkpointing": 1, "precision": "auto", "compile": False, "streamed": 1.0, "fit": "manual",
+                "base_precision": "as loaded", "offload_activations": True,
+            },
+        }  # fmt: skip
         again = client.run(other)
         assert again.status == "success", again.error
         anew = client.image(again.outputs["12"]["images"][0])

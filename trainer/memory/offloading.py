@@ -117,7 +117,7 @@ class Offload:
 
     def _leave(self, tensor: Tensor, inputs: Inputs) -> Tensor | tuple[Away, Inputs]:
         part = _once(tensor.detach())
-        plain = type(tensor) is Tensor and tensor.device.type == self.device.type
+        plain = type(tensor) is Tensor and _place(tensor.device) == _place(self.device)
         if not plain or part.nbytes < SMALL or not _apart(part):
             return tensor
         away = self._away(tensor, part)
@@ -232,6 +232,10 @@ class CudaCopies(Copies):
 
     def finish(self) -> None:
         self.stream.synchronize()
+
+
+def _place(device: torch.device) -> tuple[str, int]:
+    return device.type, device.index or 0
 
 
 def _once(tensor: Tensor) -> Tensor:
