@@ -1,11 +1,10 @@
-"""One step of a run, tried out on the real model before anything is encoded: what `memory.plan` computes with.
+"""One step of a run, tried out on the real model before anything is encoded: `memory.plan` computes with it.
 
 Each kind of block (class, shapes, adapters) goes forward and backward once by itself with the inputs that the
 network gives it; then a whole step is made with every block checkpointed. The adapters are thrown away.
 """
 
 from __future__ import annotations
-
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .config import TrainConfig
 from .data.batches import CachedSample
@@ -22,7 +21,6 @@ from .memory.blocks import replaced_forward
 from .memory.live import Live, seconds_of, watched
 from .memory.plan import Measured, Visit
 from .memory.streaming import Packed, Ring
-from .objective import Objective
 from .ports import Loan
 from .rng import stream
 from .trained import Trained, prepared
@@ -46,11 +44,11 @@ def measure(
     config: TrainConfig,
     samples: Sequence[CachedSample],
     *,
-    cached: int,
     check_interrupt: Callable[[], None],
 ) -> Measured:
-    """samples: one batch, of the largest latents and conditions of the run. cached: bytes that all of the
-    run's latents and conditions take. Leaves the random state and the model as they were.
+    """samples: one batch, of the largest latents and conditions of the run.
+
+    Leaves the random state and the model as they were.
     """
     tried = replace(config, memory=replace(config.memory, checkpointing=1, compile=False))
     denoiser = loan.denoiser
@@ -68,7 +66,7 @@ def measure(
 
         with probe.alone():
             loss()
-    
+
         with probe.recording():
             value = loss()
             tail = live.peak
@@ -92,10 +90,10 @@ def measure(
             tail=tail,
             pass_peak=probe.peak,
             outside_seconds=outside,
-            bytes_per_second=_copy_rate(largest, device),
-            dequantised_per_second=_dequantise_rate(largest, device),
+            copying=_copying(largest, device),
+            dequantising=_dequantising(largest, device),
             passes=passes(config),
-            cached=cached,
+            cached=0,
             pinned=0,
             on_cpu=device.type == "cpu",
         )
@@ -322,27 +320,27 @@ def _largest_layer(block: nn.Module) -> int:
     return max((p.numel() * p.element_size() for p in _plain_weights(block)), default=0)
 
 
-def _copy_rate(block: nn.Module | None, device: torch.device) -> float:
-    """Bytes a second from where the block's weights lie to a ring."""
+def _copying(block: nn.Module | None, device: torch.device) -> float:
+    """Seconds for a byte from where the block's weights lie to a ring."""
     if block is None:
-        return float("inf")
+        return 0.0
     packed = Packed(block)
     ring = Ring([packed], device)
     try:
         ring.come(0)
         ring._holds[0] = None
-        return packed.nbytes / max(1e-9, seconds_of(lambda: ring.come(0), device))
+        return seconds_of(lambda: ring.come(0), device) / packed.nbytes
     finally:
         ring.close()
 
 
-def _dequantise_rate(block: nn.Module | None, device: torch.device) -> float:
-    """Bytes a second of a weight that is brought from one byte to its own precision."""
+def _dequantising(block: nn.Module | None, device: torch.device) -> float:
+    """Seconds for a byte of a weight that is brought from one byte to its own precision."""
     plain = _plain_weights(block) if block is not None else []
     if not plain:
-        return float("inf")
+        return 0.0
     weight = max(plain, key=torch.Tensor.numel)
     packed = weight.to(device).to(torch.float8_e4m3fn)
     packed.to(weight.dtype)
     seconds = seconds_of(lambda: packed.to(weight.dtype), device)
-    return weight.numel() * weight.element_size() / max(1e-9, seconds)
+    return seconds / (weight.numel() * weight.element_size())

@@ -126,6 +126,8 @@ def test_another_precision_trains_with_fp32_adapters_and_leaves_the_model_as_it_
     result = run(loaded, pictures, memory=MemoryConfig(precision="bf16"))
     assert all(t.dtype == torch.float32 for t in result.lora.values())
     assert all(torch.isfinite(torch.tensor(x)) for x in result.losses)
+    again = run(loaded, pictures, memory=MemoryConfig(precision="bf16"), name="again")
+    assert again.losses == result.losses
     exact = run(loaded, pictures)
     assert result.losses != exact.losses
     assert result.losses == pytest.approx(exact.losses, rel=0.05)
@@ -154,11 +156,15 @@ def test_missing_class_pictures_are_made_by_the_untouched_model_and_used_again(l
 @pytest.mark.parametrize(
     ("sections", "lever"),
     [
-        ({"data": DataConfig(batch_size=2, resolution=64)}, "batch_size to 1 and accumulation to 2"),
-        ({}, "checkpointing to 1"),
+        (
+            {"data": DataConfig(batch_size=2, resolution=64), "memory": MemoryConfig(fit="manual")},
+            "batch_size to 1 and accumulation to 2",
+        ),
+        ({"memory": MemoryConfig(fit="manual")}, "checkpointing to 1"),
         ({"memory": MemoryConfig(fit="manual", checkpointing=1)}, r"streamed to 0\.5"),
         ({"memory": MemoryConfig(fit="manual", checkpointing=1, streamed=0.5)}, r"streamed to 1 "),
         ({"memory": MemoryConfig(fit="manual", checkpointing=1, streamed=1)}, "lower the resolution"),
+        ({"memory": MemoryConfig()}, "lower the resolution"),
     ],
 )
 def test_out_of_memory_keeps_its_type_and_names_the_next_lever(loaded, pictures, sections, lever, request):

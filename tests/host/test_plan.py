@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from in_graph_lora.trainer.config import AdapterConfig, MemoryConfig, OptimizerConfig, TrainConfig
+from in_graph_lora.trainer.config import AdapterConfig, MemoryConfig, TrainConfig
 from in_graph_lora.trainer.data.batches import CachedSample
 from in_graph_lora.trainer.host.model import borrowed
 from in_graph_lora.trainer.measure import measure
@@ -19,9 +19,7 @@ from in_graph_lora.trainer.rng import stream
 from in_graph_lora.trainer.trained import prepared
 from in_graph_lora.trainer.updater import Updater
 
-from ..tiny_models import TINY
 from .family_case import Case
-from .loaded import identities, weight_hash
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(adapter=AdapterConfig(rank=4), memory=MemoryConfig(fit="manual"))
@@ -43,7 +41,7 @@ def batch(c: Case, size: int = 2) -> list[CachedSample]:
 
 def planned(c: Case, samples: Sequence[CachedSample], config: TrainConfig = CONFIG) -> Measured:
     with torch.inference_mode(False), borrowed(c.patcher, config.memory) as denoiser:
-        return measure(Loan(denoiser=denoiser), config, samples, cached=0, check_interrupt=lambda: None)
+        return measure(Loan(denoiser=denoiser), config, samples, check_interrupt=lambda: None)
 
 
 def taken(c: Case, samples: Sequence[CachedSample], config: TrainConfig) -> int:
@@ -55,6 +53,7 @@ def taken(c: Case, samples: Sequence[CachedSample], config: TrainConfig) -> int:
         watched(CPU) as live,
         prepared(Loan(denoiser=denoiser), config, *names, None) as (trained, objective),
     ):
+        live.mark()
         updater = Updater(trained.groups, config, 2, fp16=False)
         for _ in range(2):
             loss = objective.loss(objective.draw(samples, stream(0, "noise"))).sum()
@@ -63,7 +62,7 @@ def taken(c: Case, samples: Sequence[CachedSample], config: TrainConfig) -> int:
         return live.peak
 
 
-@pytest.mark.parametrize("name", list(TINY))
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "flux1", "qwen_image", "wan21_video", "unheard_of"])
 def test_what_is_predicted_is_within_a_tenth_of_what_a_run_takes(name: str) -> None:
     c = Case(name)
     samples = batch(c)
@@ -73,6 +72,4 @@ def test_what_is_predicted_is_within_a_tenth_of_what_a_run_takes(name: str) -> N
         config = replace(CONFIG, memory=MemoryConfig(fit="manual", **levers))
         found = need(measured, config.memory)
         rows.append((levers, found.device - found.weights, taken(c, samples, config)))
-    for levers, predicted, real in rows:
-        print(name, levers, predicted, real, round(predicted / real, 3))
     assert all(abs(predicted / real - 1) < 0.1 for _, predicted, real in rows), rows

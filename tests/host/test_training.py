@@ -17,6 +17,7 @@ from safetensors import safe_open
 from in_graph_lora.trainer.adapters.inject import injected
 from in_graph_lora.trainer.config import AdapterConfig, OptimizerConfig, TrainConfig
 from in_graph_lora.trainer.errors import ConfigError, DatasetError, ModelError, TrainerError
+from in_graph_lora.trainer.events import RunStarted
 from in_graph_lora.trainer.host.encode import HostLatentEncoder
 from in_graph_lora.trainer.host.identity import model_fingerprint
 from in_graph_lora.trainer.host.lora import apply_lora
@@ -152,11 +153,16 @@ def test_a_run_adds_no_second_copy_of_the_model(loaded, pictures, tmp_path):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_a_batch_of_b_sends_b_samples_through_the_network_in_a_step(loaded, pictures, tmp_path, batch_size):
-    sent, hook = [], None
+    sent, begun = [], []
     net = loaded.model.model.diffusion_model
-    hook = net.register_forward_pre_hook(lambda module, args: sent.append(len(args[0])))
+    hook = net.register_forward_pre_hook(lambda module, args: sent.append(len(args[0])) if begun else None)
+
+    def emit(event):
+        if isinstance(event, RunStarted):
+            begun.append(event)
+
     try:
-        train(loaded, pictures, tmp_path, steps=3, batch_size=batch_size)
+        train(loaded, pictures, tmp_path, steps=3, batch_size=batch_size, emit=emit)
     finally:
         hook.remove()
     assert sum(sent) == 3 * batch_size

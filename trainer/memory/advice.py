@@ -31,6 +31,8 @@ def out_of_memory_advice(config: TrainConfig) -> str:
             f"set batch_size to {size // 2} and accumulation to {accumulation * 2} (Train Optimizer),"
             " which learns the same"
         )
+    elif config.memory.fit == "auto":
+        lever = f"lower the resolution in Load Dataset (it is {config.data.resolution}) or the rank"
     elif config.memory.checkpointing != 1:
         lever = "set checkpointing to 1 (Train Memory)"
     elif config.memory.streamed < 1:

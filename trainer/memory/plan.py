@@ -1,14 +1,14 @@
 """What a run will hold on the device and on the host, how long its steps take, and which levers make it fit.
 
 Everything is computed from one step that was tried out (`trainer.measure`). With the blocks visited in the
-order 1 … n, P_i live before block i with all blocks checkpointed, h_i what it holds then, k_i what it keeps when
-it is not checkpointed, f_i and b_i what it takes at most forward and backward by itself, and g_i the gradients
-of its adapters, a step needs the largest of all
+order 1 … n, P_i live before block i with all blocks checkpointed, h_i what it holds then, k_i what it keeps
+when it is not checkpointed, f_i and b_i what it takes at most forward and backward by itself, and g_i the
+gradients of its adapters, a step needs the largest of all
 
     P_i + Σ_{j<i, not checkpointed} (k_j − h_j) + max(f_i, b_i + Σ_{j>i} g_j)
 
-f_i also of a checkpointed block, which in the first step is checked. What lies there all the time comes on top:
-weights, ring, adapters, optimizer.
+f_i also of a checkpointed block, which in the first step is checked. What lies there all the time comes on
+top: weights, ring, adapters, optimizer.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ class Measured:
     """The most live in the pass."""
     outside_seconds: float
     """Of a pass, forward and backward, outside of the blocks."""
-    bytes_per_second: float
-    """From host memory to the device."""
-    dequantised_per_second: float
-    """Bytes of weights."""
+    copying: float
+    """Seconds for a byte from host memory to the device."""
+    dequantising: float
+    """Seconds for a byte of a weight."""
     passes: float
     """Forward and backward passes of an optimizer step."""
     cached: int
@@ -190,12 +190,12 @@ def _seconds(
         again = v.block in checkpointed
         computing += v.backward + v.forward * (1 + again)
         if one_byte:
-            computing += measured.blocks[v.block] * (2 + again) / measured.dequantised_per_second
+            computing += measured.blocks[v.block] * (2 + again) * measured.dequantising
     moved = 2 * sum(sizes[i] for i in away)
     first = sizes[away[0]] if away else 0
     if offloaded:
         moved += 2 * sum(v.inputs for v in measured.visits if v.block in checkpointed)
-    return max(computing + first / measured.bytes_per_second, moved / measured.bytes_per_second)
+    return max(computing + first * measured.copying, moved * measured.copying)
 
 
 def candidates(memory: MemoryConfig, precisions: Sequence[str]) -> Iterable[MemoryConfig]:
@@ -211,7 +211,7 @@ def candidates(memory: MemoryConfig, precisions: Sequence[str]) -> Iterable[Memo
 def choose(measured: Measured, memory: MemoryConfig, free: int, precisions: Sequence[str]) -> Need | None:
     """The fastest levers with which the run fits into `free` bytes; None when none does.
 
-    precisions: values of base_precision that may be chosen, "as loaded" first. Another one has to be worth it.
+    precisions: values of base_precision that may be chosen, "as loaded" first. Others have to be worth it.
     """
     best: Need | None = None
     for base in precisions:
@@ -230,21 +230,30 @@ def leanest(measured: Measured, memory: MemoryConfig, precisions: Sequence[str])
     return min((need(measured, c) for c in candidates(memory, precisions)), key=lambda n: n.device)
 
 
-def leaner(measured: Measured | None, memory: MemoryConfig) -> MemoryConfig | None:
+def leanest_levers(memory: MemoryConfig) -> MemoryConfig:
+    """Where nothing is known of the run but that memory is short."""
+    return replace(memory, checkpointing=1, streamed=1.0, offload_activations=True)
+
+
+def leaner(measured: Measured | None, memory: MemoryConfig, *, last: bool) -> MemoryConfig | None:
     """The next levers after these ran out of memory, with the same base precision; None when there are none.
 
-    By the plan: the fastest that need a seventh less. Without one: a step down the ladder.
+    By the plan: the fastest that need a fifth less, or at last what needs least. Without one: a step down the
+    ladder.
     """
     if measured is not None:
-        most = 6 / 7 * need(measured, memory).device
+        now = need(measured, memory).device
         found = [need(measured, c) for c in candidates(memory, [memory.base_precision])]
-        smaller = [n for n in found if n.device <= most]
-        if smaller:
+        if not last and (smaller := [n for n in found if n.device <= 0.8 * now]):
             return min(smaller, key=lambda n: (n.seconds, n.device)).memory
+        least = min(found, key=lambda n: n.device)
+        return least.memory if least.device < now else None
+    if last:
+        return leanest_levers(memory) if memory != leanest_levers(memory) else None
     ladder: list[Callable[[MemoryConfig], MemoryConfig]] = [
         lambda m: replace(m, checkpointing=1),
         lambda m: replace(m, checkpointing=1, streamed=max(m.streamed, 0.5)),
         lambda m: replace(m, checkpointing=1, streamed=1.0),
-        lambda m: replace(m, checkpointing=1, streamed=1.0, offload_activations=True),
+        leanest_levers,
     ]
     return next((changed for rung in ladder if (changed := rung(memory)) != memory), None)
