@@ -6,7 +6,6 @@ two legs the model is given back, so that ComfyUI's own sampler can draw preview
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -140,7 +139,6 @@ class Session:
                 except torch.OutOfMemoryError as error:
                     checkpoint = self._go_on_leaner(error)
                 else:
-                    gc.collect()  # optimizers and adapters hold themselves in circles, on the device
                     self._preview()
         finally:
             self.board.close()

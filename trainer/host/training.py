@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -116,6 +117,7 @@ def train_on_loaded(
         @contextmanager
         def lend(memory: MemoryConfig) -> Iterator[Loan]:
             with ExitStack() as loans:
+                gc.collect()  # what was on the device before: optimizers hold themselves in circles
                 _make_room(model, clip if train_text else None)
                 denoiser = loans.enter_context(borrowed(_computing_in(model, memory.precision), memory))
                 text = loans.enter_context(borrowed_clip(texts)) if train_text else None
