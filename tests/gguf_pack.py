@@ -6,7 +6,6 @@ The pack is taken from the folder that the environment variable GGUF_PACK names;
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+
+from .gguf_files import SCALES, folder, packed_at_random
 
 BLOCK = 32
 """Values of a row that share one scale."""
@@ -121,24 +122,25 @@ STAND_IN = SimpleNamespace(
 
 def pack() -> Any:
     """The real pack. Skips where there is none."""
-    folder = os.environ.get("GGUF_PACK")
-    if not folder:
-        pytest.skip("GGUF_PACK names no folder with the pack ComfyUI-GGUF")
+    place = folder()
     gguf = pytest.importorskip("gguf")
     name = "gguf_pack_under_test"
     if name not in sys.modules:
-        init = Path(folder) / "__init__.py"
-        spec: Any = importlib.util.spec_from_file_location(name, init, submodule_search_locations=[folder])
+        init = Path(place) / "__init__.py"
+        spec: Any = importlib.util.spec_from_file_location(name, init, submodule_search_locations=[place])
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     ops, nodes = (importlib.import_module(f"{name}.{part}") for part in ("ops", "nodes"))
 
     def tensor(weight: Tensor, kind: str) -> Any:
         quantisation = gguf.GGMLQuantizationType[kind]
-        data = gguf.quants.quantize(np.ascontiguousarray(weight.numpy()), quantisation)
+        if kind in SCALES:
+            data = packed_at_random(tuple(weight.shape), kind)
+        else:
+            data = gguf.quants.quantize(np.ascontiguousarray(weight.numpy()), quantisation)
         return ops.GGMLTensor(torch.from_numpy(data), tensor_type=quantisation, tensor_shape=weight.shape)
 
-    kinds = ("Q8_0", "Q4_0", "Q5_1", "BF16")
+    kinds = ("Q8_0", "Q4_0", "Q5_1", "BF16", *SCALES)
     return SimpleNamespace(
         operations=ops.GGMLOps, tensor=tensor, patcher=nodes.GGUFModelPatcher.clone, kinds=kinds
     )

@@ -133,7 +133,15 @@ WEIGHTINGS = ("none", "min_snr", "debiased_kohya", "debiased_onetrainer", "sigma
 LOSSES = ("mse", "huber", "l1")
 HUBER_SCHEDULES = ("constant", "exponential", "snr")
 PRIOR_METHODS = ("none", "class_images", "class_images_base_target", "output_preservation")
-OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule_free_adamw")
+OPTIMIZERS = (
+    "adamw",
+    "adamw8bit",
+    "adafactor",
+    "lion",
+    "prodigy",
+    "schedule_free_adamw",
+    "lion8bit",
+)
 SCHEDULES = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
 CAPTION_SYNTAXES = ("text", "comfyui")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
@@ -331,6 +339,12 @@ class MemoryConfig:
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("fit", self.fit, FITS)
         _check_choice("base_precision", self.base_precision, BASE_PRECISIONS)
+        kept = self.checkpointing or self.streamed or self.fit != "manual" or not self.offload_activations
+        _check(
+            bool(kept),
+            "offload_activations is True but checkpointing and streamed are 0; set checkpointing to 1, for"
+            " inputs of checkpointed blocks are what lies in host memory",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -43,10 +43,11 @@ def _adafactor(groups: ParameterGroups, c: OptimizerConfig) -> torch.optim.Optim
 
 
 def _lion(groups: ParameterGroups, c: OptimizerConfig) -> torch.optim.Optimizer:
-    lion = _import("lion_pytorch", "lion-pytorch", c.name)
     # Lion's own second beta is 0.99; AdamW's 0.999 is only our default, not a choice for Lion.
     betas = (0.9, 0.99) if c.betas == (0.9, 0.999) else c.betas
-    return lion.Lion(groups, betas=betas, weight_decay=c.weight_decay)
+    module = _import(*_PACKAGES[c.name], c.name)
+    made = module.optim.Lion8bit if c.name == "lion8bit" else module.Lion
+    return made(groups, betas=betas, weight_decay=c.weight_decay)
 
 
 def _prodigy(groups: ParameterGroups, c: OptimizerConfig) -> torch.optim.Optimizer:
@@ -68,6 +69,7 @@ _MAKERS: dict[str, Callable[[ParameterGroups, OptimizerConfig], torch.optim.Opti
     "lion": _lion,
     "prodigy": _prodigy,
     "schedule_free_adamw": _schedule_free,
+    "lion8bit": _lion,
 }
 
 _PACKAGES = {
@@ -75,6 +77,7 @@ _PACKAGES = {
     "lion": ("lion_pytorch", "lion-pytorch"),
     "prodigy": ("prodigyopt", "prodigyopt"),
     "schedule_free_adamw": ("schedulefree", "schedulefree"),
+    "lion8bit": ("bitsandbytes", "bitsandbytes"),
 }
 
 

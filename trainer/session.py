@@ -135,9 +135,7 @@ class Session:
             self._preview()
             while checkpoint is None or (state.step < self.steps and not self.ended()):
                 try:
-                    with Leg.begun(self, checkpoint) as leg:
-                        train(leg, until=self.previews.next_step(state.step))
-                    checkpoint = leg.saved
+                    checkpoint = self._leg(checkpoint)
                 except torch.OutOfMemoryError as error:
                     checkpoint = self._go_on_leaner(error)
                 else:
@@ -145,6 +143,12 @@ class Session:
         finally:
             self.board.close()
         return self._finish()
+
+    def _leg(self, checkpoint: Checkpoint | None) -> Checkpoint | None:
+        """Up to the next preview. Nothing of it but the checkpoint is kept."""
+        with Leg.begun(self, checkpoint) as leg:
+            train(leg, until=self.previews.next_step(self.state.step))
+        return leg.saved
 
     def go_on(self) -> Checkpoint | None:
         """The newest whole checkpoint of the run; state, measurements and log are set back to its step."""

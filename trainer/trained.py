@@ -16,6 +16,7 @@ from .config import TrainConfig
 from .data.batches import CachedSample
 from .memory.checkpointing import checkpointed
 from .memory.compiling import compiled
+from .memory.offloading import offloaded
 from .memory.streaming import streamed
 from .objective import Objective, cached_condition
 from .optim import ParameterGroups
@@ -82,6 +83,7 @@ def prepared(
             )
         )
         trained.add(adapter, names, optimizer.learning_rate, optimizer.lora_plus_ratio)
+        offload = stack.enter_context(offloaded(denoiser.device, memory.offload_activations))
         condition_of = cached_condition
         if text is not None:
             assert text_names is not None
@@ -95,7 +97,7 @@ def prepared(
                 )
             )
             trained.add(text_adapter, text_names, optimizer.text_encoder_lr, optimizer.lora_plus_ratio)
-            stack.enter_context(checkpointed(text.blocks, memory.checkpointing))
+            stack.enter_context(checkpointed(text.blocks, memory.checkpointing, offload=offload))
 
             def condition_of(sample: CachedSample, dropped: bool) -> Conditioning:
                 return text.condition("" if dropped else sample.caption, sample.latent)
@@ -104,7 +106,7 @@ def prepared(
             stack.enter_context(compiled(denoiser.blocks))
         stack.enter_context(streamed(denoiser.away, denoiser.device))
         away = [packed.block for packed in denoiser.away]
-        stack.enter_context(checkpointed(denoiser.blocks, memory.checkpointing, always=away))
+        stack.enter_context(checkpointed(denoiser.blocks, memory.checkpointing, always=away, offload=offload))
         yield (
             trained,
             Objective(

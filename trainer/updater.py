@@ -91,7 +91,7 @@ class Updater:
         optimizer = self.optimizer.state_dict()
         numbers: dict[str, dict[str, Any]] = {}
         for index, values in optimizer["state"].items():
-            for name, value in values.items():
+            for name, value in _flat(values):
                 if isinstance(value, Tensor):
                     tensors[f"optimizer.{index}.{name}"] = value.detach().to("cpu", copy=True)
                 else:
@@ -116,7 +116,11 @@ class Updater:
         for key, tensor in tensors.items():
             kind, index, *name = key.split(".", 2)
             if kind == "optimizer":
-                state.setdefault(int(index), {})[name[0]] = tensor
+                *outer, inner = name[0].split(".")
+                place = state.setdefault(int(index), {})
+                for key in outer:
+                    place = place.setdefault(key, {})
+                place[inner] = tensor
         groups = []
         for own, saved in zip(fresh["param_groups"], rest["groups"], strict=True):
             as_before = {k: tuple(v) if isinstance(own.get(k), tuple) else v for k, v in saved.items()}
@@ -129,3 +133,12 @@ class Updater:
             shadow = [tensors[f"ema.{i}"] for i in range(len(self.parameters))]
             self.ema.load_state_dict({**rest["ema"], "shadow_params": shadow})
             self.ema.to(self.parameters[0].device)
+
+
+def _flat(values: Mapping[str, Any], outer: str = "") -> Iterator[tuple[str, Any]]:
+    """bitsandbytes keeps a dict of quantised state within that of a parameter: `outer.inner`."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{outer}{name}.")
+        else:
+            yield outer + name, value

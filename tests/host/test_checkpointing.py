@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from in_graph_lora.trainer.errors import ModelError
 from in_graph_lora.trainer.host.model import HostDenoiser
+from in_graph_lora.trainer.memory import offloading
 from in_graph_lora.trainer.memory.blocks import blocks
 from in_graph_lora.trainer.memory.checkpointing import checkpointed
 from in_graph_lora.trainer.memory.compiling import compiled
+from in_graph_lora.trainer.memory.offloading import Copies, offloaded
 
 from ..tiny_models import TINY
 from .family_case import Case, adapted, relative
@@ -74,6 +76,35 @@ def test_the_more_blocks_are_checkpointed_the_less_is_kept(name: str) -> None:
                 kept.append(bytes_kept(c, denoiser))
     assert kept[0] > kept[1] > kept[2]
     assert kept[2] < 0.75 * kept[0]
+
+
+@every_family
+def test_gradients_are_bit_equal_with_what_is_kept_on_the_host(name: str, monkeypatch) -> None:
+    monkeypatch.setattr(offloading, "SMALL", 0)
+    c = case(name)
+    with adapted(c, "all linear") as (denoiser, adapter):
+        with checkpointed(denoiser.blocks, 1):
+            right = c.gradients(denoiser, adapter)
+        with (
+            offloaded(denoiser.device, make=Counted) as offload,
+            checkpointed(denoiser.blocks, 1, offload=offload),
+        ):
+            for _ in range(2):
+                assert torch.equal(c.gradients(denoiser, adapter), right)
+            assert offload is not None
+            assert min(offload.copies.left, offload.copies.brought) > 0
+
+
+class Counted(Copies):
+    left = brought = 0
+
+    def leave(self, *args: Any) -> Any:
+        self.left += 1
+        return super().leave(*args)
+
+    def bring(self, *args: Any) -> Any:
+        self.brought += 1
+        return super().bring(*args)
 
 
 class Block(nn.Module):

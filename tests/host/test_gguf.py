@@ -19,7 +19,9 @@ from in_graph_lora.trainer.host import lora
 from in_graph_lora.trainer.host.identity import model_fingerprint
 from in_graph_lora.trainer.host.model import borrowed
 from in_graph_lora.trainer.memory.checkpointing import checkpointed
+from in_graph_lora.trainer.memory.streaming import streamed
 
+from ..gguf_files import SCALES
 from ..gguf_pack import STAND_IN, pack
 from ..tiny_models import TINY, build, samples
 from .family_case import Case, adapted, relative
@@ -41,12 +43,12 @@ def needs(source: Any, kind: str) -> None:
         pytest.skip(f"{kind} only with the pack itself")
 
 
-def layer_of(source: Any, kind: str) -> nn.Module:
+def layer_of(source: Any, kind: str, width: int = 128) -> nn.Module:
     needs(source, kind)
     g = torch.Generator().manual_seed(0)
-    weight, bias = torch.randn(64, 128, generator=g) / 11, torch.randn(64, generator=g)
+    weight, bias = torch.randn(64, width, generator=g) / 11, torch.randn(64, generator=g)
     with torch.inference_mode():
-        layer = source.operations.Linear(128, 64)
+        layer = source.operations.Linear(width, 64)
         layer.load_state_dict({"weight": source.tensor(weight, kind), "bias": source.tensor(bias, "F32")})
     return layer.requires_grad_(False)
 
@@ -79,10 +81,10 @@ def test_every_adapter_has_the_gradients_that_it_has_beside_the_full_weight(
     assert all(relative(gradients[k], expected[k]) < 1e-5 for k in expected)
 
 
-@every_kind
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q5_1", "BF16", *SCALES])
 def test_the_output_is_the_packs_and_nothing_is_kept(source: Any, kind: str) -> None:
-    layer = layer_of(source, kind)
-    x = torch.randn(2, 5, 128, requires_grad=True)
+    layer = layer_of(source, kind, 256)
+    x = torch.randn(2, 5, 256, requires_grad=True)
     with torch.inference_mode():
         own = layer(x.detach().clone())
     kept: list[Tensor] = []
@@ -139,6 +141,36 @@ def test_gradients_of_a_network_are_those_of_the_dequantised_one(source: Any, ki
         assert relative(c.gradients(denoiser, adapter), expected) < 1e-5
         with checkpointed(denoiser.blocks, 1):
             assert relative(c.gradients(denoiser, adapter), expected) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_packed_bytes_travel_when_blocks_are_streamed(source: Any, kind: str, monkeypatch: Any) -> None:
+    c = GgufCase(source, kind)
+    values, objects = bytes_of(c.patcher), identities(c.patcher.model)
+    linear, inside, places = source.operations.Linear, set(), set()
+    cast = linear.cast_bias_weight
+
+    def watched(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if layer in inside:
+            places.add(layer.weight.untyped_storage().data_ptr())
+        return cast(layer, *args, **kwargs)
+
+    monkeypatch.setattr(linear, "cast_bias_weight", watched)
+    found, slots = [], set()
+    for share in (0.0, 1.0):
+        with (
+            adapted(c, "all linear", streamed=share) as (denoiser, adapter),
+            streamed(denoiser.away, denoiser.device) as ring,
+            checkpointed(denoiser.blocks, 1),
+        ):
+            inside.update(m for away in denoiser.away for m in away.block.modules())
+            found.append(c.gradients(denoiser, adapter))
+            slots.update(slot.data_ptr() for slot in (ring.slots if ring else []))
+    assert torch.equal(*found)
+    assert len(slots) == 2
+    assert places == slots, "also for the gradients"
+    assert identities(c.patcher.model) == objects
+    assert all(torch.equal(v, values[n]) for n, v in bytes_of(c.patcher).items())
 
 
 @every_kind

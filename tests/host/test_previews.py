@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
+import comfy.model_management as mm
 import folder_paths
 import pytest
 import torch
+from comfy.model_base import BaseModel
+from peft.tuners.lora.layer import LoraLayer
 from PIL import Image
 
 from in_graph_lora.nodes.load_run import LoadRun
@@ -26,9 +30,13 @@ from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.errors import ConfigError, DatasetError, StorageError
 from in_graph_lora.trainer.events import Notice, PreviewSaved, StepDone, Validated
 from in_graph_lora.trainer.host import paths, sample
+from in_graph_lora.trainer.host.model import HostDenoiser
 from in_graph_lora.trainer.host.sample import SampleSettings, encode_prompt, sample_image
 from in_graph_lora.trainer.host.training import train_on_loaded
+from in_graph_lora.trainer.leg import Leg
+from in_graph_lora.trainer.objective import Objective
 from in_graph_lora.trainer.pictures.comparison import to_pil
+from in_graph_lora.trainer.updater import Updater
 
 from .loaded import Loaded, weight_hash, write_pictures
 
@@ -141,18 +149,62 @@ def test_a_changed_preview_interval_goes_on(loaded, pictures):
     assert [e.step for e in of(events, PreviewSaved)] == [3, 4, 5]
 
 
-def test_a_preview_that_fails_is_told_and_the_run_goes_on(loaded, pictures, monkeypatch):
+@pytest.mark.parametrize("where", ["the sampler", "the decoder"])
+def test_a_preview_that_fails_is_told_and_the_run_goes_on(loaded, pictures, monkeypatch, where):
     plain, _ = run(loaded, pictures)
+    before = weight_hash(loaded.model.model), storages(loaded.model.model)
 
     def fail(*args, **kwargs):
         raise torch.OutOfMemoryError("no memory for a picture")
 
-    monkeypatch.setattr(loaded.vae, "decode", fail)
+    if where == "the decoder":
+        monkeypatch.setattr(loaded.vae, "decode", fail)
+    else:
+        monkeypatch.setattr(type(loaded.model.model), "_apply_model", failing_in_the_sampler(fail))
     result, events = run(loaded, pictures, preview=PREVIEW)
+    assert (weight_hash(loaded.model.model), storages(loaded.model.model)) == before
     notices = [e.message for e in of(events, Notice)]
     assert sum("preview at step" in n and "no memory for a picture" in n for n in notices) == 4
     assert same(plain.lora, result.lora)
     assert result.previews is None
+
+
+def failing_in_the_sampler(fail):
+    apply = BaseModel._apply_model
+    calls = 0
+
+    def in_the_second_step(*args, **kwargs):
+        nonlocal calls
+        calls += not mm.in_training
+        return fail() if not mm.in_training and calls % 2 == 0 else apply(*args, **kwargs)
+
+    return in_the_second_step
+
+
+def test_nothing_of_a_leg_is_left_when_its_preview_is_drawn(loaded, pictures, monkeypatch):
+    alive: list[weakref.ref] = []
+    counts: list[tuple[int, int]] = []
+
+    def remembered(cls):
+        def init(self, *args, __init__=cls.__init__, **kwargs):
+            alive.append(weakref.ref(self))
+            __init__(self, *args, **kwargs)
+
+        monkeypatch.setattr(cls, "__init__", init)
+
+    for cls in (Leg, Updater, Objective, HostDenoiser, torch.optim.AdamW, LoraLayer):
+        remembered(cls)
+    drawing = sample.sample_image
+
+    def counted(*args, **kwargs):
+        counts.append((sum(r() is not None for r in alive), len(alive)))
+        return drawing(*args, **kwargs)
+
+    monkeypatch.setattr(sample, "sample_image", counted)
+    once = replace(PREVIEW, prompts=("a cat",), steps=1)
+    run(loaded, pictures, preview=once, steps=3, adapter=AdapterConfig(rank=2, kind="dora"))
+    assert [left for left, _ in counts] == [0, 0, 0]
+    assert counts[-1][1] > 2 * 6, "layers with adapters among them"
 
 
 def test_an_interrupt_while_a_preview_is_drawn_leaves_the_work_on_disk(loaded, pictures, monkeypatch):

@@ -18,6 +18,7 @@ from in_graph_lora.trainer.data.batches import CachedSample
 from in_graph_lora.trainer.data.cache import TrainingData
 from in_graph_lora.trainer.host.identity import model_fingerprint
 from in_graph_lora.trainer.host.model import borrowed
+from in_graph_lora.trainer.host.quantised import packed
 from in_graph_lora.trainer.memory.checkpointing import checkpointed
 from in_graph_lora.trainer.memory.compiling import compiled
 from in_graph_lora.trainer.memory.streaming import streamed
@@ -107,19 +108,38 @@ def test_gradients_are_the_same_with_blocks_checkpointed_and_none(name: str) -> 
     assert torch.equal(gradients[0], gradients[2])
 
 
+def leaves(tensor: Tensor) -> list[Tensor]:
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    return [leaf for name in tensor.__tensor_flatten__()[0] for leaf in leaves(getattr(tensor, name))]
+
+
 @every_format
-def test_gradients_of_streamed_blocks_are_those_of_resident_ones_and_packed_bytes_travel(name: str) -> None:
+def test_gradients_of_streamed_blocks_are_those_of_resident_ones_and_packed_bytes_travel(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     c = case(name)
     found: list[Tensor] = []
+    cast, places, inside = comfy.ops.cast_bias_weight, set(), set()
+
+    def watched(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if layer in inside and (packed(layer.weight) or layer.weight.dtype.itemsize == 1):
+            places.update(leaf.untyped_storage().data_ptr() for leaf in leaves(layer.weight))
+        return cast(layer, *args, **kwargs)
+
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", watched)
     for share in (0.0, 1.0):
         with (
             adapted(c, "all linear", streamed=share) as (denoiser, adapter),
             streamed(denoiser.away, denoiser.device) as ring,
             checkpointed(denoiser.blocks, 1),
         ):
+            inside.update(m for away in denoiser.away for m in away.block.modules())
             found.append(c.gradients(denoiser, adapter))
+            slots = {slot.data_ptr() for slot in ring.slots} if ring else set()
     assert torch.equal(*found)
     assert ring is not None
+    assert places == slots, "also for the gradients weights are dequantised from what has come"
     largest = max(denoiser.blocks, key=lambda block: sum(p.numel() for p in block.parameters()))
     full = sum(4 * p.numel() for p in largest.parameters())
     assert ring.nbytes < 0.6 * full, "of the fp32 block that it would be"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -17,9 +18,10 @@ from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.errors import ModelError
 from in_graph_lora.trainer.host import model as host_model
 from in_graph_lora.trainer.host.training import train_on_loaded
-from in_graph_lora.trainer.memory import streaming
+from in_graph_lora.trainer.memory import offloading, streaming
 from in_graph_lora.trainer.memory.checkpointing import checkpointed
 from in_graph_lora.trainer.memory.compiling import compiled
+from in_graph_lora.trainer.memory.offloading import Copies
 from in_graph_lora.trainer.memory.streaming import Ring, streamed
 
 from ..tiny_models import TINY
@@ -133,7 +135,9 @@ CONFIG = TrainConfig(
 )
 
 
-def test_a_streamed_training_gives_the_lora_of_a_resident_one_also_after_an_error(loaded, pictures) -> None:
+def test_a_streamed_training_gives_the_lora_of_a_resident_one_also_after_an_error_and_offloaded(
+    loaded: Any, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = scan_folder(pictures, resolution=64)
     before = weight_hash(loaded.model.model), identities(loaded.model.model)
 
@@ -149,5 +153,13 @@ def test_a_streamed_training_gives_the_lora_of_a_resident_one_also_after_an_erro
     assert (weight_hash(loaded.model.model), identities(loaded.model.model)) == before
     found = trained(away, False)
     assert found.keys() == resident.keys()
+    assert all(torch.equal(found[key], resident[key]) for key in resident)
+    monkeypatch.setattr(offloading, "SMALL", 0)
+    left = Counter()
+    leave = Copies.leave
+    monkeypatch.setattr(Copies, "leave", lambda *args: left.update(n=1) or leave(*args))
+    lean = MemoryConfig(fit="manual", streamed=0.7, offload_activations=True)
+    found = trained(replace(CONFIG, name="lean", memory=lean), True)
+    assert left["n"] > 0
     assert all(torch.equal(found[key], resident[key]) for key in resident)
     assert (weight_hash(loaded.model.model), identities(loaded.model.model)) == before

@@ -12,6 +12,7 @@ import in_graph_lora.trainer.config as config_module
 from in_graph_lora.trainer.config import (
     AdapterConfig,
     DataConfig,
+    MemoryConfig,
     OptimizerConfig,
     TrainConfig,
     ValidationConfig,
@@ -51,6 +52,10 @@ def test_ordinary_names_pass(name):
         (lambda: DataConfig(batch_size=0), "batch_size is 0"),
         (lambda: ValidationConfig(keep_best=True), "keep_best is True but held_out is 0"),
         (lambda: ValidationConfig(patience=2), "patience is 2 but held_out is 0"),
+        (
+            lambda: MemoryConfig(fit="manual", offload_activations=True),
+            "offload_activations is True but checkpointing and streamed are 0; set checkpointing to 1",
+        ),
     ],
 )
 def test_a_value_out_of_range_is_named(make, message):

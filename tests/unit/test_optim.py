@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 
 import pytest
+import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from in_graph_lora.trainer.config import OPTIMIZERS, OptimizerConfig, TrainConfig
 from in_graph_lora.trainer.errors import ConfigError
@@ -17,6 +19,7 @@ PACKAGES = {
     "prodigy": "prodigyopt",
     "schedule_free_adamw": "schedulefree",
     "adamw8bit": "bitsandbytes",
+    "lion8bit": "bitsandbytes",
 }
 
 
@@ -77,6 +80,45 @@ def test_each_optimizer_lowers_a_quadratic_or_names_its_package(name):
         updater.step(loss.detach())
     with updater.weights_to_save():
         assert parameter.square().sum().item() < 0.9 * first
+
+
+def _states_of_twelve_steps(config: OptimizerConfig, saved_at: int = 0) -> dict[str, Tensor]:
+    """Weights and state in the end. saved_at: a step after which all goes through a file, as in a run."""
+
+    def begun() -> Updater:
+        g = torch.Generator().manual_seed(0)
+        large, small = (torch.randn(shape, generator=g) for shape in ((16, 512), (4, 4)))
+        groups = [{"params": [nn.Parameter(large), nn.Parameter(small)], "lr": config.learning_rate}]
+        return Updater(groups, TrainConfig(optimizer=config), 12, fp16=False)
+
+    updater = begun()
+    for step in range(12):
+        loss = sum((p - i).square().mean() for i, p in enumerate(updater.parameters))
+        loss.backward()
+        updater.step(loss.detach())
+        if step + 1 == saved_at:
+            tensors, numbers = updater.state_dict()
+            file = safetensors.torch.save({k: t.contiguous() for k, t in tensors.items()})
+            weights = [p.detach().clone() for p in updater.parameters]
+            updater = begun()
+            for p, weight in zip(updater.parameters, weights, strict=True):
+                p.data = weight
+            updater.load_state_dict(safetensors.torch.load(file), json.loads(json.dumps(numbers)))
+    weights = {f"weight.{i}": p.detach() for i, p in enumerate(updater.parameters)}
+    return weights | updater.state_dict()[0]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_optimizer_goes_on_from_its_saved_state_bit_for_bit(name):
+    if name in PACKAGES:
+        pytest.importorskip(PACKAGES[name])
+    config = OptimizerConfig(name=name, learning_rate=1.0 if name == "prodigy" else 1e-2)
+    straight, resumed = _states_of_twelve_steps(config), _states_of_twelve_steps(config, 5)
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[key], resumed[key]) for key in straight)
+    if name.endswith("8bit"):
+        kept = [t for key, t in resumed.items() if key.startswith("optimizer.0.")]
+        assert sum(t.nbytes for t in kept) < 0.5 * 4 * 16 * 512 * (1 if name == "lion8bit" else 2)
 
 
 def test_prodigy_with_a_small_rate_is_refused():

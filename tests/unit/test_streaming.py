@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from in_graph_lora.trainer.memory import streaming
 from in_graph_lora.trainer.memory.checkpointing import checkpointed
+from in_graph_lora.trainer.memory.quantised import differentiable
 from in_graph_lora.trainer.memory.streaming import Packed, Ring, spread, streamed
 
 BLOCKS, WIDTH = 6, 16
@@ -209,3 +210,53 @@ def test_a_machine_that_is_short_of_pinned_memory_gives_less_and_it_is_told(
     assert [buffer.numel() for buffer in streaming._pinned(2**22)] == ([size, size] if size else [])
     assert told in caplog.text
     assert bool(caplog.text) is bool(told)
+
+
+class Int8(nn.Module):
+    """A layer that dequantises at use, and knows where the weight lay each time."""
+
+    in_features = out_features = WIDTH
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randint(-99, 99, (WIDTH, WIDTH), dtype=torch.int8), False)
+        self.seen: list[int] = []
+
+    def dequantise(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        self.seen.append(self.weight.untyped_storage().data_ptr())
+        return self.weight.to(device, dtype) / 400
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.dequantise(x.dtype, x.device).T
+
+
+class QuantisedBlock(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        self.quantised = Int8()
+
+    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+        return super().forward(x + self.quantised(x).tanh(), shift)
+
+
+def test_a_quantised_weight_comes_twice_a_step_and_its_gradients_find_it_in_the_ring():
+    net = Net()
+    net.blocks = nn.ModuleList(QuantisedBlock() for _ in range(BLOCKS))
+    layers = [block.quantised for block in net.blocks]
+    with differentiable({layer: layer.dequantise for layer in layers}):
+        with checkpointed(list(net.blocks), 1):
+            resident = gradients(net, 2)
+        before = objects(net)
+        with on_the_way(net, 1.0) as ring:
+            gradients(net)
+            for layer in layers:
+                layer.seen.clear()
+            moved = ring.moved
+            away = gradients(net)
+            assert ring.moved - moved == (2 * BLOCKS - 4) * ring.nbytes, "two wait from the step before"
+            slots = {slot.data_ptr() for slot in ring.slots}
+            assert all(slots.issuperset(layer.seen) for layer in layers)
+            assert [len(layer.seen) for layer in layers] == [2] + 5 * [3], "the first has no gradient to give"
+            away = gradients(net, 2)
+        assert all(torch.equal(away[name], resident[name]) for name in resident)
+    assert objects(net) == before

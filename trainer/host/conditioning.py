@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import comfy.model_management as mm
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ..errors import ModelError
 from .caption_tokens import CaptionTokenizer
@@ -22,10 +23,13 @@ _CONTEXT_WIDTH_KEYS = ("context_dim", "context_in_dim", "cap_feat_dim", "joint_a
 
 
 def _own(value: Any) -> Any:
-    """Tensors cloned to the CPU, so that they are no inference tensors and take no device memory."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    return value
+    """Tensors, also within lists and dicts, on the CPU, where they take no device memory, and no inference
+    tensors. What is that already is shared: of a caption's many uses one copy is kept."""
+
+    def own(t: Tensor) -> Tensor:
+        return t.detach().to("cpu", copy=t.is_inference() or t.requires_grad)
+
+    return tree_map_only(Tensor, own, value)
 
 
 class HostTextEncoder:
@@ -50,7 +54,7 @@ class HostTextEncoder:
             self._encoded[caption] = self._encode_text(caption)
         conds = self.conditions(self._encoded[caption], latent)
         for cond in conds.values():
-            cond.cond = [_own(t) for t in cond.cond] if isinstance(cond.cond, list) else _own(cond.cond)
+            cond.cond = _own(cond.cond)
         return conds
 
     def conditions(self, text: Mapping[str, Any], latent: Tensor) -> Condition:
@@ -76,7 +80,7 @@ class HostTextEncoder:
     def _encode_text(self, caption: str) -> dict[str, Any]:
         cond, extra = self.clip.encode_from_tokens_scheduled(self.tokenize(caption), show_pbar=False)[0]
         self._check_width(cond)
-        return {"cross_attn": _own(cond), **{k: _own(v) for k, v in extra.items()}}
+        return {"cross_attn": _own(cond), **_own(extra)}
 
     def _check_width(self, cond: Tensor) -> None:
         unet_config = self.patcher.model.model_config.unet_config

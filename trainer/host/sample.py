@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,8 @@ class PreviewSampler:
 
         try:
             with torch.inference_mode():
+                gc.collect()  # of the training: optimizers and adapters hold themselves in circles
+                mm.soft_empty_cache()
                 model, clip = self.model, self.clip
                 if lora is not None:
                     model, patched = apply_lora(model, clip, lora, 1.0, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -101,20 +102,23 @@ def train_on_loaded(
         plan = plan_run(model, texts, vae, dataset, config, prints, job.lend, emit, folder=folder)
         config = replace(config, memory=plan.chosen.memory if plan else leanest_levers(config.memory))
         data = cache.build(dataset, config, train_text=train_text)
-        return train_lora(
-            job.lend,
-            data,
-            config,
-            destination,
-            steps=steps,
-            emit=emit,
-            check_interrupt=check_interrupt,
-            start=job.start,
-            stop_requested=stop_requested,
-            folder=folder,
-            sampler=PreviewSampler(model, clip, vae, config.preview, dataset.resolution),
-            plan=plan,
-        )
+        try:
+            return train_lora(
+                job.lend,
+                data,
+                config,
+                destination,
+                steps=steps,
+                emit=emit,
+                check_interrupt=check_interrupt,
+                start=job.start,
+                stop_requested=stop_requested,
+                folder=folder,
+                sampler=PreviewSampler(model, clip, vae, config.preview, dataset.resolution),
+                plan=plan,
+            )
+        finally:
+            mm.soft_empty_cache()
 
 
 def plan_on_loaded(
@@ -152,6 +156,7 @@ class _Job:
     def lend(self, memory: MemoryConfig) -> Iterator[Loan]:
         train_text = self.config.optimizer.text_encoder_lr > 0
         with ExitStack() as loans:
+            gc.collect()  # what was on the device before: optimizers hold themselves in circles
             _make_room(self.model, self.clip if train_text else None)
             denoiser = loans.enter_context(borrowed(self.model, memory))
             text = loans.enter_context(borrowed_clip(self.texts)) if train_text else None

@@ -7,24 +7,29 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ModelError
 from .blocks import replaced_forward
+from .offloading import Offload
 
 
 @contextmanager
 def checkpointed(
-    blocks: Sequence[nn.Module], every: int, always: Collection[nn.Module] = ()
+    blocks: Sequence[nn.Module],
+    every: int,
+    always: Collection[nn.Module] = (),
+    offload: Offload | None = None,
 ) -> Iterator[None]:
     """Each `every`-th block is checkpointed: 0 none, 1 all, 2 every other, beginning with the first.
 
-    always: blocks that are checkpointed whatever their number.
+    always: blocks that are checkpointed whatever their number. offload: keeps their inputs in host memory.
 
     Raises ModelError in the first forward pass when a block overwrites values that autograd needs: its
     recomputation would give wrong gradients, and in silence.
@@ -32,11 +37,11 @@ def checkpointed(
     with ExitStack() as stack:
         for i, block in enumerate(blocks):
             if (every and i % every == 0) or block in always:
-                stack.enter_context(replaced_forward(block, _checkpoint(block)))
+                stack.enter_context(replaced_forward(block, _checkpoint(block, offload)))
         yield
 
 
-def _checkpoint(block: nn.Module) -> Callable[..., Any]:
+def _checkpoint(block: nn.Module, offload: Offload | None) -> Callable[..., Any]:
     forward = block.forward
     checked = False
 
@@ -45,26 +50,32 @@ def _checkpoint(block: nn.Module) -> Callable[..., Any]:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         dropout = _has_dropout(block)
+        # A block may write into the dicts that it is given, and the network writes into them between blocks:
+        # the recomputation gets them as they are now. Tensors are autograd's to keep, and nobody else's.
+        values, structure = tree_flatten((args, kwargs))
+        where = [i for i, v in enumerate(values) if isinstance(v, Tensor) and not v.is_inference()]
+        tensors = [values[i] for i in where]
         if not checked:
             with torch.random.fork_rng(enabled=dropout):
-                _refuse_overwriting(block, forward, *_fresh(args, kwargs))
+                _refuse_overwriting(block, forward, tree_unflatten(values, structure), tensors)
             checked = True
-        # A block may write into the dicts that it is given, and the network writes into them between blocks:
-        # the recomputation gets them as they are now.
-        as_now = _fresh(args, kwargs)
-        first = True
+        for i in where:
+            values[i] = None
+        given = [(args, kwargs)]
 
-        def run(*tensors: Any, **options: Any) -> Any:
-            nonlocal first
-            if first:
-                first = False
-                return forward(*tensors, **options)
-            again_args, again_kwargs = _fresh(*as_now)
-            merged = [a if isinstance(a, dict) else t for t, a in zip(tensors, again_args, strict=True)]
-            return forward(*merged, **again_kwargs)
+        def run(*tensors: Tensor) -> Any:
+            if given:
+                now_args, now_kwargs = given.pop()
+                return forward(*now_args, **now_kwargs)
+            again = list(values)
+            for i, tensor in zip(where, tensors, strict=True):
+                again[i] = tensor
+            again_args, again_kwargs = tree_unflatten(again, structure)
+            return forward(*again_args, **again_kwargs)
 
         try:
-            return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=dropout, **kwargs)
+            with offload.block() if offload else nullcontext():
+                return checkpoint(run, *tensors, use_reentrant=False, preserve_rng_state=dropout)
         except BaseException as error:
             # Hooks that torch leaves on, and the tensors of the pass, would live as long as the traceback.
             traceback.clear_frames(error.__traceback__)
@@ -74,25 +85,20 @@ def _checkpoint(block: nn.Module) -> Callable[..., Any]:
     return checkpointed_forward
 
 
-def _fresh(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """The same arguments, dicts among them copied."""
-
-    def copy(value: Any) -> Any:
-        return dict(value) if isinstance(value, dict) else value
-
-    return [copy(a) for a in args], {k: copy(v) for k, v in kwargs.items()}
-
-
 def _has_dropout(block: nn.Module) -> bool:
     kind = nn.modules.dropout._DropoutNd
     return any(isinstance(m, kind) and m.training and m.p > 0 for m in block.modules())
 
 
 def _refuse_overwriting(
-    block: nn.Module, forward: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+    block: nn.Module, forward: Callable[..., Any], given: Any, tensors: Sequence[Tensor]
 ) -> None:
-    """Run the block once and compare the versions of what it was given and of what autograd has saved."""
-    needed = [(t, t._version) for t in _tensors([*args, *kwargs.values()])]
+    """Run the block once and compare the versions of what it was given and of what autograd has saved.
+
+    given: args and kwargs. tensors: those among them.
+    """
+    args, kwargs = given
+    needed = [(t, t._version) for t in tensors]
 
     def pack(t: Tensor) -> Tensor:
         t = t.detach()  # with its place in the graph it would hold itself, and stay for ever
@@ -106,11 +112,3 @@ def _refuse_overwriting(
             f"{type(block).__name__} overwrites values in place that its gradients need, so it cannot be"
             " recomputed; set gradient checkpointing and streamed to 0 (off)"
         )
-
-
-def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
-    for v in values:
-        if isinstance(v, Tensor):
-            yield v
-        elif isinstance(v, (list, tuple)):
-            yield from _tensors(v)

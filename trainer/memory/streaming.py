@@ -3,7 +3,9 @@
 A block comes for its forward pass and, being checkpointed, once more when it is computed again for the
 gradients. It is frozen, so nothing goes back. Blocks take turns in a ring of two buffers: while one computes,
 the next one in the present direction is copied. When a buffer is filled again, the device has been given all
-work on the block that lay in it: a pass goes through the blocks in order, and its gradients in reverse.
+work on the block that lay in it: a pass goes through the blocks in order, and its gradients in reverse
+(autograd runs what was recorded last first). Until then the block's parameters are those in the buffer, which
+its gradients need: a quantised layer dequantises its weight once more for them.
 """
 
 from __future__ import annotations
@@ -59,17 +61,11 @@ def streamed(
 
 
 def _visiting(ring: Ring, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
-    packed = ring.blocks[index]
-
     def streamed_forward(*args: Any, **kwargs: Any) -> Any:
-        here = ring.come(index)
+        ring.come(index)
         try:
-            for (store, name, _), parameter in zip(packed.places, here, strict=True):
-                store[name] = parameter
             return forward(*args, **kwargs)
         finally:
-            for store, name, parameter in packed.places:
-                store[name] = parameter
             ring.go_on(index)
 
     return streamed_forward
@@ -95,8 +91,11 @@ class Ring:
         self._copies = _CudaCopies(device, self.nbytes) if device.type == "cuda" else _Copies()
         self.pinned_bytes = self._copies.pinned_bytes
 
-    def come(self, index: int) -> list[Tensor]:
-        """The block's parameters on the device, to be used on the present stream until another one comes."""
+    def come(self, index: int) -> None:
+        """Put parameters on the device into the block, for the present stream.
+
+        They stay until the buffer is filled with another block: also the gradients find them there.
+        """
         slot = self._holds.index(index) if index in self._holds else self._fetch(index)
         arrival = self._arrival[slot]
         assert arrival is not None
@@ -106,7 +105,7 @@ class Ring:
             self._holds[slot] = None
             raise
         self._used = slot
-        return self.blocks[index].views(self.slots[slot])
+        self.blocks[index].visit(self.slots[slot])
 
     def go_on(self, index: int) -> None:
         """All work on this block is given to the device: the next one is sent for."""
@@ -126,6 +125,8 @@ class Ring:
     def _fetch(self, index: int) -> int:
         """Begin to copy into the slot that is not in use."""
         slot = (self._used + 1) % len(self.slots)
+        if (leaving := self._holds[slot]) is not None:
+            self.blocks[leaving].go_home()
         if (before := self._arrival[slot]) is not None:
             with suppress(Exception):  # of a block that is wanted no more
                 before.result()
@@ -140,6 +141,8 @@ class Ring:
             return self._copies.copy(self.blocks[index].leaves, self.slots[slot], since)
 
     def close(self) -> None:
+        for block in self.blocks:
+            block.go_home()
         self._worker.shutdown(wait=True, cancel_futures=True)
         self._copies.finish()
         self.slots.clear()
@@ -272,26 +275,44 @@ class Packed:
         self.nbytes = -(-leaf.end // _ALIGNMENT) * _ALIGNMENT
         return tensor
 
-    def views(self, slot: Tensor) -> list[Tensor]:
-        """The parameters of `places`, over the bytes of a slot."""
+    def visit(self, slot: Tensor) -> None:
+        """In `places` are parameters over the bytes of a slot."""
         leaves = iter(self.leaves)
-        return [_mapped(parameter, lambda _: next(leaves).within(slot)) for _, _, parameter in self.places]
+        for store, name, parameter in self.places:
+            store[name] = _mapped(parameter, lambda _: next(leaves).within(slot))
+
+    def go_home(self) -> None:
+        for store, name, parameter in self.places:
+            store[name] = parameter
 
 
 def _mapped(tensor: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """The tensor with its plain parts changed: itself, or the packed values and scales of a quantised one."""
+    """The tensor with its plain parts changed: itself, the packed values and scales of a quantised one, or
+    the bytes that a class like the GGUF pack's is over."""
     if type(tensor) is nn.Parameter:
         return nn.Parameter(change(tensor.detach()), requires_grad=False)
     if type(tensor) is Tensor:
         return change(tensor)
+    if not hasattr(tensor, "__tensor_flatten__"):
+        mapped = change(_bytes(tensor)).as_subclass(type(tensor))
+        vars(mapped).update(vars(tensor))
+        return mapped
     names, context = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
     parts = {name: _mapped(getattr(tensor, name), change) for name in names}
     return type(tensor).__tensor_unflatten__(parts, context, tensor.shape, tensor.stride())  # type: ignore[attr-defined]
 
 
 def _can_be_packed(tensor: Tensor) -> bool:
-    """Tensors of another class, like the GGUF pack's, are brought to the device by their own layers."""
-    return type(tensor) in (Tensor, nn.Parameter) or hasattr(tensor, "__tensor_flatten__")
+    """Others, whose class has no storage of its own, are brought to the device by their layers."""
+    if type(tensor) in (Tensor, nn.Parameter) or hasattr(tensor, "__tensor_flatten__"):
+        return True
+    plain = _bytes(tensor)
+    return plain.layout == torch.strided and plain.untyped_storage().nbytes() >= plain.nbytes > 0
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunctionSubclass():  # such a class may give another shape than it has
+        return tensor.as_subclass(Tensor)
 
 
 def _dense(tensor: Tensor) -> bool:

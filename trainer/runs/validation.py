@@ -28,7 +28,7 @@ STRATA = 8
 def held_out_loss(objective: Objective, samples: Sequence[CachedSample], seed: int, batch_size: int) -> float:
     """Measured with the weights that are in the network now; `batch_size` bounds the memory."""
     denoiser = objective.denoiser
-    device = next(denoiser.net.parameters()).device
+    device = denoiser.device
     total = torch.zeros((), device=device)
     with objective.adapter.evaluating():
         for i, sample in enumerate(samples):
