@@ -110,12 +110,18 @@ def train_on_loaded(
         )
         data = cache.build(dataset, config, train_text=train_text)
 
+        told: set[str] = set()
+
         @contextmanager
         def lend(memory: MemoryConfig) -> Iterator[Loan]:
             with ExitStack() as loans:
                 _make_room(model, clip if train_text else None)
                 denoiser = loans.enter_context(borrowed(_computing_in(model, memory.precision), memory))
                 text = loans.enter_context(borrowed_clip(texts)) if train_text else None
+                for remark in denoiser.remarks:
+                    if remark not in told:
+                        told.add(remark)
+                        emit(Notice(message=remark))
                 yield Loan(denoiser=denoiser, text=text)
 
         return train_lora(
