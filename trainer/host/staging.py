@@ -215,7 +215,9 @@ def _patched_at_use(
         return None
     if tensor.is_meta:  # the file lacks it
         tensor = torch.zeros(tensor.shape, dtype=tensor.dtype)
-    held = tensor.to(device=patcher.load_device, dtype=dtype, copy=True)
+    held = tensor.to(patcher.load_device, copy=True)
+    if not packed(held):  # which a change of dtype might unpack
+        held = held.to(dtype)
     if not callable(patch):
         return held
     weight = held.to(patcher.model.get_dtype_inference())
