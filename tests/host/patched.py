@@ -39,7 +39,9 @@ class DynamicOnCpu(comfy.model_patcher.ModelPatcherDynamic):
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return object.__new__(cls)
 
-    def partially_unload(self, device_to: Any, memory_to_free: Any = 0, force_patch_weights: Any = False) -> Any:
+    def partially_unload(
+        self, device_to: Any, memory_to_free: Any = 0, force_patch_weights: Any = False
+    ) -> Any:
         return self.restore_loaded_backups()
 
 

@@ -135,9 +135,14 @@ def test_the_model_is_the_same_objects_with_the_same_bytes_also_after_an_error(
 
     if fails == "at the third weight":
         monkeypatch.setattr(base_precision, "quantised", failing)
-    with pytest.raises(torch.OutOfMemoryError), adapted(c, base_precision=precision) as (denoiser, adapter):
-        c.gradients(denoiser, adapter)
-        raise torch.OutOfMemoryError("full")
+
+    def lent() -> None:
+        with adapted(c, base_precision=precision) as (denoiser, adapter):
+            c.gradients(denoiser, adapter)
+            raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        lent()
     assert (weight_hash(c.patcher.model), identities(c.patcher.model)) == before
     assert not any("forward" in vars(m) for m in c.patcher.model.modules())
 
@@ -209,16 +214,20 @@ def test_between_the_passes_no_copy_of_the_weight_exists(precision: str) -> None
 
     x, slope = data()
     base = BasePrecision(precision, [layer], CPU)
-    with torch.inference_mode(False), trainable_view(layer, Staging(CPU, held=base.held).view):
-        with base.dequantised_at_use(), quantised_layers_differentiable(layer):
-            gc.collect()
-            before = full_copies(layer)
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-                y = layer(x)
-            assert kept == []
-            assert full_copies(layer) == before
-            y.backward(slope)
-            assert torch.equal(x.grad, slope @ layer.weight.dequantize())  # type: ignore[arg-type]
+    with (
+        torch.inference_mode(False),
+        trainable_view(layer, Staging(CPU, held=base.held).view),
+        base.dequantised_at_use(),
+        quantised_layers_differentiable(layer),
+    ):
+        gc.collect()
+        before = full_copies(layer)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            y = layer(x)
+        assert kept == []
+        assert full_copies(layer) == before
+        y.backward(slope)
+        assert torch.equal(x.grad, slope @ layer.weight.dequantize())  # type: ignore[arg-type]
 
 
 def test_a_comfyui_without_the_format_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

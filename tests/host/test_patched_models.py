@@ -22,11 +22,13 @@ from in_graph_lora.trainer.host.model import borrowed
 from in_graph_lora.trainer.memory.checkpointing import checkpointed
 from in_graph_lora.trainer.memory.streaming import streamed
 
+from ..gguf_pack import STAND_IN, pack
 from ..quantised import FORMATS
 from .family_case import Case, adapted, relative
 from .loaded import identities, train_engine, weight_hash
 from .patched import MODES, PatchedCase, dynamic, mode_of
 from .test_base_precision import merged as dequantised
+from .test_gguf import GgufCase
 from .test_quantised_models import QuantisedCase, config, data_of
 from .test_streaming import PoisonedRing
 
@@ -85,6 +87,24 @@ def test_the_forward_pass_is_that_of_the_sampler_bit_for_bit(mode: str, kind: st
     for share in (0.0, 0.5, 1.0):
         assert torch.equal(output(c, share), right)
     assert relative(right, without) > 1e-2
+    assert torch.equal(output(base), without)
+
+
+@pytest.mark.parametrize("mode", ["loaded", "unloaded"])
+@pytest.mark.parametrize("source", ["an own class", "the pack"])
+@pytest.mark.usefixtures("_as_in")
+def test_packed_tensors_of_a_pack_carry_the_patch_during_the_loan_only(mode: str, source: str) -> None:
+    base = GgufCase(STAND_IN if source == "an own class" else pack(), "Q8_0")
+    without, right = output(base), PatchedCase(base).sampled()
+    mm.unload_all_models()
+    c = PatchedCase(base)
+    for share in (0.0, 0.5, 1.0):
+        assert torch.equal(output(c, share), right)
+        mm.unload_all_models()
+        assert not any(getattr(p, "patches", None) for p in c.patcher.model.parameters())
+    assert relative(right, without) > 1e-2
+    assert torch.equal(gradients(c, 0.5), gradients(c))
+    mm.unload_all_models()
     assert torch.equal(output(base), without)
 
 
@@ -168,15 +188,17 @@ def test_afterwards_the_model_is_what_it_was_also_after_an_error(
 
 
 @every_mode
-@pytest.mark.parametrize("kind", ADAPTER_KINDS)
+@pytest.mark.parametrize(
+    ("kind", "names"), [*((kind, "comfyui") for kind in ADAPTER_KINDS), ("dora", "diffusers")]
+)
 @pytest.mark.usefixtures("_as_in")
 def test_the_saved_file_holds_no_patch_and_with_it_gives_what_was_trained(
-    mode: str, kind: Any, tmp_path: Path
+    mode: str, kind: Any, names: str, tmp_path: Path
 ) -> None:
     c = PatchedCase(Case("flux1"), mode)
     before = output(c, 0.5)
     settings = config(
-        adapter=AdapterConfig(kind=kind, rank=4),
+        adapter=AdapterConfig(kind=kind, rank=4, file_names=names),
         optimizer=OptimizerConfig(learning_rate=0.05),
         memory=MemoryConfig(fit="manual", streamed=0.5),
     )
@@ -186,10 +208,14 @@ def test_the_saved_file_holds_no_patch_and_with_it_gives_what_was_trained(
         tensors, lora.aliases(c.patcher), lora.layer_shapes(c.patcher), file_alpha=0, metadata=metadata
     )
     noised = c.noised()
-    with torch.inference_mode(False), torch.no_grad(), borrowed(c.patcher) as denoiser:
-        with injected(denoiser.net, AdapterConfig(kind=kind), seed=0, start=start) as adapter:
-            assert len(adapter.layers) == len(start.layers)
-            trained = denoiser.predict(noised.x_t, noised.sigma, c.conditioning)
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        borrowed(c.patcher) as denoiser,
+        injected(denoiser.net, AdapterConfig(kind=kind), seed=0, start=start) as adapter,
+    ):
+        assert len(adapter.layers) == len(start.layers)
+        trained = denoiser.predict(noised.x_t, noised.sigma, c.conditioning)
     c.patcher, _ = lora.apply_lora(c.patcher, None, tensors, 1.0, 1.0)
     assert relative(before, trained) > 1e-3
     assert relative(c.sampled(), trained) < 1e-5

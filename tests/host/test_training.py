@@ -21,8 +21,8 @@ from in_graph_lora.trainer.host.encode import HostLatentEncoder
 from in_graph_lora.trainer.host.identity import model_fingerprint
 from in_graph_lora.trainer.host.lora import apply_lora
 from in_graph_lora.trainer.host.model import borrowed
-from in_graph_lora.trainer.host.staging import Staging, trainable_view
 from in_graph_lora.trainer.host.sample import SampleSettings, encode_prompt, sample_image
+from in_graph_lora.trainer.host.staging import Staging, trainable_view
 
 from .loaded import Loaded, identities, train, weight_hash, write_pictures
 

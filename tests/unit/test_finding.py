@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 
-from in_graph_lora.trainer.config import BASE_PRECISIONS, DataConfig, MemoryConfig, OptimizerConfig, TrainConfig
+from in_graph_lora.trainer.config import (
+    BASE_PRECISIONS,
+    DataConfig,
+    MemoryConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from in_graph_lora.trainer.data.records import Dataset, ImageRecord
 from in_graph_lora.trainer.runs.finding import run_key
 
@@ -42,7 +48,9 @@ def test_syntax_starts_a_run_of_its_own(caption):
     assert key(caption, "text") != key(caption, "comfyui")
 
 
-@pytest.mark.parametrize("memory", [{}, {"base_precision": "as loaded"}, {"streamed": 0.5, "checkpointing": 1}])
+@pytest.mark.parametrize(
+    "memory", [{}, {"base_precision": "as loaded"}, {"streamed": 0.5, "checkpointing": 1}]
+)
 def test_what_trades_time_for_memory_is_the_same_run(memory):
     assert key("a photo of a cat", "text", **memory) == BEFORE["a photo of a cat"]
 

@@ -46,8 +46,8 @@ def training_metadata(
 
     config: `TrainConfig.to_dict()`. kinds: of the file's adapters, the network's first, where a starting file
     and not the config decides them. tags: the captions, one a picture; their parts are counted.
-    prediction: epsilon, v or flow. base_precision: what the frozen weights were held in, where it was not what
-    they were loaded in.
+    prediction: epsilon, v or flow. base_precision: what the frozen weights were held in, other than
+    they were loaded.
     """
     adapter = dict(config.get("adapter", {}))
     kinds = kinds or [adapter.get("kind", "lora")]

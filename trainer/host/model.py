@@ -143,7 +143,8 @@ def borrowed(patcher: ModelPatcher, memory: MemoryConfig = RESIDENT) -> Iterator
         lean = streamed > 0 or memory.base_precision != AS_LOADED
         patch = loan.enter_context(brought(patcher, lean=lean))
         model = patcher.model
-        sampling = patcher.get_model_object("model_sampling")  # a ModelSampling node may have put another there
+        # A ModelSampling node may have put another there.
+        sampling = patcher.get_model_object("model_sampling")
         patcher.pre_run()
         loan.callback(patcher.cleanup)
         loan.enter_context(in_training())
@@ -152,8 +153,8 @@ def borrowed(patcher: ModelPatcher, memory: MemoryConfig = RESIDENT) -> Iterator
         family, net = denoiser.family, denoiser.net
         if lean and not denoiser.blocks:
             raise ModelError(
-                f"{type(net).__name__} has no blocks that could be streamed or quantised; set streamed to 0 and"
-                f" base_precision to {AS_LOADED} (Train Memory)"
+                f"{type(net).__name__} has no blocks that could be streamed or quantised; set streamed to 0"
+                f" and base_precision to {AS_LOADED} (Train Memory)"
             )
         away = [denoiser.blocks[i] for i in spread(len(denoiser.blocks), streamed)]
         base = BasePrecision(memory.base_precision, denoiser.blocks, denoiser.device)

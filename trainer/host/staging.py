@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import comfy.float
 import comfy.model_management as mm
@@ -113,8 +113,8 @@ class Staging:
         if not self.copied:
             return []
         return [
-            f"{self.copied / 2**30:.2f} GB of streamed weights are not the model's own (quantised for the run or"
-            " with a LoRA on them): a copy of them lies in system memory"
+            f"{self.copied / 2**30:.2f} GB of streamed weights are not the model's own (quantised for the run"
+            " or with a LoRA on them): a copy of them lies in system memory"
         ]
 
     def _changed(self, layer: nn.Module, name: str, tensor: Tensor) -> Tensor | None:
@@ -127,7 +127,8 @@ def nbytes(tensor: Tensor) -> int:
     """Of the tensor's values as they are held, with their scales where it is quantised."""
     if not isinstance(tensor, QuantizedTensor):
         return tensor.numel() * tensor.element_size()
-    return sum(nbytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    whole: Any = tensor
+    return sum(nbytes(getattr(whole, name)) for name in whole.__tensor_flatten__()[0])
 
 
 @contextmanager
@@ -163,19 +164,17 @@ def _patched_in_full(
     patcher: ModelPatcher, places: Mapping[tuple[int, str], str], layer: nn.Module, name: str, tensor: Tensor
 ) -> Tensor | None:
     """By the patcher itself, as it loads a model in full: also one of a pack, which has its own ways."""
-    key = places.get((id(layer), name))
+    key, store = places.get((id(layer), name)), cast("dict[str, Any]", layer._parameters)
     if key is None:
         return None
     try:
         patcher.backup[key] = None  # it would copy the weight
-        layer._parameters[name] = nn.Parameter(
-            tensor.to(patcher.load_device, copy=True), requires_grad=False
-        )
+        store[name] = nn.Parameter(tensor.to(patcher.load_device, copy=True), requires_grad=False)
         patcher.patch_weight_to_device(key, device_to=patcher.load_device)
-        return layer._parameters[name]
+        return store[name]
     finally:
         del patcher.backup[key]
-        layer._parameters[name] = tensor
+        store[name] = tensor
 
 
 def _patched_places(patcher: ModelPatcher) -> dict[tuple[int, str], str]:
@@ -215,7 +214,7 @@ def _patched_at_use(
         return None
     if tensor.is_meta:  # the file lacks it
         tensor = torch.zeros(tensor.shape, dtype=tensor.dtype)
-    held = tensor.to(patcher.load_device, copy=True)
+    held: Any = tensor.to(patcher.load_device, copy=True)
     if not packed(held):  # which a change of dtype might unpack
         held = held.to(dtype)
     if not callable(patch):
