@@ -124,9 +124,10 @@ class PackPatcher(comfy.model_patcher.ModelPatcher):
         if getattr(weight, "tensor_type", "F32") == "F32":
             return super().patch_weight_to_device(key, device_to, inplace_update)
         if key in self.patches:
-            moved = weight.to(device_to)
-            moved.patches = [(self.patches[key], key)]
-            comfy.utils.set_attr_param(self.model, key, moved)
+            weight = weight.to(device_to)
+            weight.patches = [(self.patches[key], key)]
+            comfy.utils.set_attr_param(self.model, key, weight)
+        return weight
 
     def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> Any:
         for parameter in self.model.parameters() if unpatch_weights else ():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from in_graph_lora.trainer.adapters.inject import injected
-from in_graph_lora.trainer.adapters.lora_file import read_lora
+from in_graph_lora.trainer.adapters.lora_file import file_tensors, read_lora
 from in_graph_lora.trainer.adapters.readers import read_start
 from in_graph_lora.trainer.config import ADAPTER_KINDS, AdapterConfig, MemoryConfig, OptimizerConfig
 from in_graph_lora.trainer.host import lora, staging
@@ -86,6 +86,7 @@ def test_the_forward_pass_is_that_of_the_sampler_bit_for_bit(mode: str, kind: st
     mm.unload_all_models()
     for share in (0.0, 0.5, 1.0):
         assert torch.equal(output(c, share), right)
+    assert torch.equal(c.sampled(), right)
     assert relative(right, without) > 1e-2
     assert torch.equal(output(base), without)
 
@@ -188,17 +189,15 @@ def test_afterwards_the_model_is_what_it_was_also_after_an_error(
 
 
 @every_mode
-@pytest.mark.parametrize(
-    ("kind", "names"), [*((kind, "comfyui") for kind in ADAPTER_KINDS), ("dora", "diffusers")]
-)
+@pytest.mark.parametrize("kind", ADAPTER_KINDS)
 @pytest.mark.usefixtures("_as_in")
 def test_the_saved_file_holds_no_patch_and_with_it_gives_what_was_trained(
-    mode: str, kind: Any, names: str, tmp_path: Path
+    mode: str, kind: Any, tmp_path: Path
 ) -> None:
     c = PatchedCase(Case("flux1"), mode)
     before = output(c, 0.5)
     settings = config(
-        adapter=AdapterConfig(kind=kind, rank=4, file_names=names),
+        adapter=AdapterConfig(kind=kind, rank=4),
         optimizer=OptimizerConfig(learning_rate=0.05),
         memory=MemoryConfig(fit="manual", streamed=0.5),
     )
@@ -218,6 +217,19 @@ def test_the_saved_file_holds_no_patch_and_with_it_gives_what_was_trained(
         trained = denoiser.predict(noised.x_t, noised.sigma, c.conditioning)
     c.patcher, _ = lora.apply_lora(c.patcher, None, tensors, 1.0, 1.0)
     assert relative(before, trained) > 1e-3
+    assert relative(c.sampled(), trained) < 1e-5
+
+
+@every_mode
+@pytest.mark.usefixtures("_as_in")
+def test_the_magnitude_of_a_dora_in_pefts_spelling_is_over_the_patched_weight(mode: str) -> None:
+    c = PatchedCase(Case("flux1"), mode)
+    noised = c.noised()
+    with adapted(c, "regex:mlp", kind="dora") as (denoiser, adapter), torch.no_grad():
+        trained = denoiser.predict(noised.x_t, noised.sigma, c.conditioning)
+        tensors = file_tensors(adapter, lora.file_names(c.patcher, adapter.layers, "diffusers"))
+    assert any("lora_magnitude_vector" in name for name in tensors)
+    c.patcher, _ = lora.apply_lora(c.patcher, None, tensors, 1.0, 1.0)
     assert relative(c.sampled(), trained) < 1e-5
 
 
