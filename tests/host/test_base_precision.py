@@ -237,3 +237,25 @@ def test_a_comfyui_without_the_format_says_so(monkeypatch: pytest.MonkeyPatch) -
         adapted(Case("flux1"), base_precision="int8"),
     ):
         pass
+
+
+def test_the_backward_pass_reads_the_weights_that_have_come_for_the_recomputation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: set[int] = set()
+    dequantize = QuantizedTensor.dequantize
+
+    def seen(self: Any) -> Tensor:
+        read.add(self._qdata.untyped_storage().data_ptr())
+        return dequantize(self)
+
+    c = Case("flux1")
+    with (
+        adapted(c, "all linear", streamed=1.0, base_precision="int8") as (denoiser, adapter),
+        streamed(denoiser.away, denoiser.device, PoisonedRing) as ring,
+        checkpointed(denoiser.blocks, 1),
+    ):
+        assert ring is not None
+        monkeypatch.setattr(QuantizedTensor, "dequantize", seen)
+        c.gradients(denoiser, adapter)
+        assert read == {slot.untyped_storage().data_ptr() for slot in ring.slots}

@@ -62,17 +62,20 @@ def _visiting(ring: Ring, index: int, forward: Callable[..., Any]) -> Callable[.
     packed = ring.blocks[index]
 
     def streamed_forward(*args: Any, **kwargs: Any) -> Any:
-        here = ring.come(index)
+        packed.put(ring.come(index))
         try:
-            for (store, name, _), parameter in zip(packed.places, here, strict=True):
-                store[name] = parameter
             return forward(*args, **kwargs)
         finally:
-            for store, name, parameter in packed.places:
-                store[name] = parameter
+            # Gradients of quantised layers read the weight once more, until the buffer is filled again.
+            if not _within_backward():
+                packed.put_back()
             ring.go_on(index)
 
     return streamed_forward
+
+
+def _within_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
 
 
 class Ring:
@@ -117,7 +120,7 @@ class Ring:
     def _next(self, index: int) -> int:
         """Of the block whose turn is next; at the end of a pass it is there, for the way back."""
         last = len(self.blocks) - 1
-        if torch._C._current_graph_task_id() != -1:  # within a backward pass
+        if _within_backward():
             return max(index - 1, 0)
         if index == last and not torch.is_grad_enabled():  # no way back: the next pass begins in front
             return 0
@@ -129,6 +132,8 @@ class Ring:
         if (before := self._arrival[slot]) is not None:
             with suppress(Exception):  # of a block that is wanted no more
                 before.result()
+        if (gone := self._holds[slot]) is not None:
+            self.blocks[gone].put_back()
         self._holds[slot] = index
         self.moved += self.blocks[index].nbytes
         self._arrival[slot] = self._worker.submit(self._fill, slot, index, self._copies.now())
@@ -142,6 +147,8 @@ class Ring:
     def close(self) -> None:
         self._worker.shutdown(wait=True, cancel_futures=True)
         self._copies.finish()
+        for block in self.blocks:
+            block.put_back()
         self.slots.clear()
 
 
@@ -271,6 +278,14 @@ class Packed:
         self.leaves.append(leaf)
         self.nbytes = -(-leaf.end // _ALIGNMENT) * _ALIGNMENT
         return tensor
+
+    def put(self, parameters: Sequence[Tensor]) -> None:
+        """These in `places`, until `put_back`."""
+        for (store, name, _), parameter in zip(self.places, parameters, strict=True):
+            store[name] = parameter
+
+    def put_back(self) -> None:
+        self.put([parameter for _, _, parameter in self.places])
 
     def views(self, slot: Tensor) -> list[Tensor]:
         """The parameters of `places`, over the bytes of a slot."""
