@@ -209,3 +209,13 @@ def test_a_machine_that_is_short_of_pinned_memory_gives_less_and_it_is_told(
     assert [buffer.numel() for buffer in streaming._pinned(2**22)] == ([size, size] if size else [])
     assert told in caplog.text
     assert bool(caplog.text) is bool(told)
+
+
+def test_a_block_has_its_own_parameters_again_once_its_buffer_is_filled_with_another():
+    net = Net()
+    own = [{id(p) for p in block.parameters()} for block in net.blocks]
+    with on_the_way(net, 1.0) as ring:
+        gradients(net)
+        away = [i for i, block in enumerate(net.blocks) if not {id(p) for p in block.parameters()} <= own[i]]
+        assert set(away) <= {i for i in ring._holds if i is not None}
+        assert away, "the last ones recomputed"
