@@ -74,6 +74,12 @@ def lora_of(patcher: Any, seed: int = 0) -> dict[str, Tensor]:
 
 
 def with_lora(patcher: Any, *, bypass: bool = False) -> Any:
+    """By ComfyUI's loader; what is no diffusion model is patched under its own names."""
+    if not hasattr(patcher.model, "model_config"):
+        keys = {name: f"{name}.weight" for name, _ in patcher.model.named_modules()}
+        patched = patcher.clone()
+        patched.add_patches(comfy.lora.load_lora(lora_of(patcher), keys), 0.8)
+        return patched
     load = comfy.sd.load_bypass_lora_for_models if bypass else comfy.sd.load_lora_for_models
     return load(patcher, None, lora_of(patcher), 0.8, 0.0)[0]
 

@@ -137,7 +137,8 @@ def passed(row: Measured, block: nn.Module, precision: str) -> tuple[int, Tensor
         added = row.call(block, image, text, vec)
         loss = (added - target[:, -added.shape[1] :]).square().mean()
         loss.backward()
-        return size, added.detach(), loss.detach(), torch.cat([p.grad.flatten() for p in adapter.parameters()])
+        gradients = torch.cat([p.grad.flatten() for p in adapter.parameters()])
+        return size, added.detach(), loss.detach(), gradients
 
 
 def measured(row: Measured) -> dict[str, list[float]]:
@@ -172,5 +173,6 @@ def test_the_table_says_what_is_measured(repo_root: Path) -> None:
         (row.name, str(row.width), precision) for row in ROWS for precision in BASE_PRECISIONS[1:]
     ]
     for precision, values in measured(ROWS[0]).items():  # the others take minutes
-        written = next([float(v) for v in c[3:]] for c in cells if c[0] == ROWS[0].name and c[2] == precision)
+        (row,) = (c[3:] for c in cells if c[0] == ROWS[0].name and c[2] == precision)
+        written = [float(value) for value in row]
         assert written == pytest.approx(values, rel=0.15), "write it anew: IGL_WRITE_DOCS=1 python dev.py test"
