@@ -1,4 +1,4 @@
-"""On a GPU: models with a LoRA on them, and weights held in fp8 or int8; streamed and under dynamic VRAM too."""
+"""On a GPU: models with a LoRA on them, and weights held in fp8 or int8; streamed, under dynamic VRAM."""
 
 from __future__ import annotations
 

@@ -175,4 +175,4 @@ def test_the_table_says_what_is_measured(repo_root: Path) -> None:
     for precision, values in measured(ROWS[0]).items():  # the others take minutes
         (row,) = (c[3:] for c in cells if c[0] == ROWS[0].name and c[2] == precision)
         written = [float(value) for value in row]
-        assert written == pytest.approx(values, rel=0.15), "write it anew: IGL_WRITE_DOCS=1 python dev.py test"
+        assert written == pytest.approx(values, rel=0.15), "write it anew: IGL_WRITE_DOCS=1"

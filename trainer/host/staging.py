@@ -219,7 +219,8 @@ def _patched_at_use(
         held = held.to(dtype)
     if not callable(patch):
         return held
-    weight = held.to(patcher.model.get_dtype_inference())
+    # Text encoders, which have no such function, compute in fp32.
+    weight = held.to(getattr(patcher.model, "get_dtype_inference", lambda: torch.float32)())
     weight = patch(weight.dequantize() if isinstance(weight, QuantizedTensor) else weight)
     seed = comfy.utils.string_to_seed(layer.seed_key)  # type: ignore[arg-type]
     if isinstance(held, QuantizedTensor):
