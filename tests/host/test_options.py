@@ -158,7 +158,11 @@ def test_missing_class_pictures_are_made_by_the_untouched_model_and_used_again(l
         ({}, "checkpointing to 1"),
         ({"memory": MemoryConfig(fit="manual", checkpointing=1)}, r"streamed to 0\.5"),
         ({"memory": MemoryConfig(fit="manual", checkpointing=1, streamed=0.5)}, r"streamed to 1 "),
-        ({"memory": MemoryConfig(fit="manual", checkpointing=1, streamed=1)}, "lower the resolution"),
+        ({"memory": MemoryConfig(fit="manual", checkpointing=1, streamed=1)}, "set base_precision to int8"),
+        (
+            {"memory": MemoryConfig(fit="manual", checkpointing=1, streamed=1, base_precision="int8")},
+            "lower the resolution",
+        ),
     ],
 )
 def test_out_of_memory_keeps_its_type_and_names_the_next_lever(loaded, pictures, sections, lever, request):
