@@ -11,7 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.lora
+import comfy.model_patcher
 import comfy.ops
+import comfy.utils
 import numpy as np
 import pytest
 import torch
@@ -62,6 +65,7 @@ class PackedTensor(Tensor):
     def to(self, *args: Any, **kwargs: Any) -> Any:
         new = super().to(*args, **kwargs)
         new.tensor_type, new.tensor_shape = getattr(self, "tensor_type", None), self.shape
+        new.patches = list(getattr(self, "patches", ()))
         return new
 
     def detach(self, *args: Any, **kwargs: Any) -> Any:
@@ -90,7 +94,10 @@ class PackedLayer(nn.Module):
         kind = getattr(tensor, "tensor_type", None)
         if kind in (None, "F32"):
             return None if tensor is None else tensor.to(dtype).as_subclass(Tensor)
-        return unpacked(tensor.data.as_subclass(Tensor), kind, tensor.shape, dtype)
+        weight = unpacked(tensor.data.as_subclass(Tensor), kind, tensor.shape, dtype)
+        for patches, key in getattr(tensor, "patches", ()):
+            weight = comfy.lora.calculate_weight(patches, weight, key)
+        return weight
 
     def cast_bias_weight(
         self, input: Any = None, dtype: Any = None, device: Any = None, bias_dtype: Any = None
@@ -110,13 +117,37 @@ class StandInOps(comfy.ops.manual_cast):
             self.weight = self.bias = None
 
 
+class PackPatcher(comfy.model_patcher.ModelPatcher):
+    """Hangs patches on packed tensors, whose layers apply them at use."""
+
+    def patch_weight_to_device(self, key: str, device_to: Any = None, inplace_update: bool = False) -> Any:
+        weight = comfy.utils.get_attr(self.model, key)
+        if getattr(weight, "tensor_type", "F32") == "F32":
+            return super().patch_weight_to_device(key, device_to, inplace_update)
+        if key in self.patches:
+            weight = weight.to(device_to)
+            weight.patches = [(self.patches[key], key)]
+            comfy.utils.set_attr_param(self.model, key, weight)
+        return weight
+
+    def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> Any:
+        for parameter in self.model.parameters() if unpatch_weights else ():
+            if isinstance(parameter, PackedTensor):
+                parameter.patches = []
+        return super().unpatch_model(device_to, unpatch_weights)
+
+
+def _patcher(patcher: Any) -> Any:
+    return PackPatcher(patcher.model, patcher.load_device, patcher.offload_device)
+
+
 def _own_tensor(weight: Tensor, kind: str) -> PackedTensor:
     data = {"Q8_0": packed_q8_0, "Q4_0": packed_q4_0, "F32": lambda w: w.clone()}[kind](weight)
     return PackedTensor(data, kind, weight.shape)
 
 
 STAND_IN = SimpleNamespace(
-    operations=StandInOps, tensor=_own_tensor, patcher=lambda patcher: patcher, kinds=("Q8_0", "Q4_0")
+    operations=StandInOps, tensor=_own_tensor, patcher=_patcher, kinds=("Q8_0", "Q4_0")
 )
 
 

@@ -146,7 +146,8 @@ SCHEDULES = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial
 CAPTION_SYNTAXES = ("text", "comfyui")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 FITS = ("auto", "manual")
-BASE_PRECISIONS = ("as loaded", "fp8", "int8")
+AS_LOADED = "as loaded"
+BASE_PRECISIONS = (AS_LOADED, "fp8", "int8")
 
 
 def _check_choice(field_name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -328,7 +329,7 @@ class MemoryConfig:
     fit: str = "auto"
     """auto: checkpointing, streamed, base_precision and offload_activations are chosen by what fits
     (`memory.plan`); manual: they are taken as they are."""
-    base_precision: str = "as loaded"
+    base_precision: str = AS_LOADED
     """What the frozen weights of the blocks are held in for the run; the model itself stays what it is."""
     offload_activations: bool = False
     """What checkpointed blocks keep until their recomputation lies in host memory."""

@@ -10,6 +10,7 @@ import torch
 
 from .adapters.lora_file import write_lora
 from .adapters.metadata import training_metadata
+from .config import AS_LOADED
 from .data.batches import MicroBatch, micro_batches
 from .errors import StorageError
 from .events import CheckpointSaved, Notice, RunStarted, StepDone
@@ -158,7 +159,7 @@ class Leg:
 
     def _metadata(self) -> dict[str, str]:
         config, destination = self.config, self.session.destination
-        prediction = self.loan.denoiser.process.prediction
+        prediction, held = self.loan.denoiser.process.prediction, self.loan.denoiser.base_precision
         return training_metadata(
             config.to_dict(),
             base_model=destination.base_model,
@@ -170,5 +171,6 @@ class Leg:
             base_hash=destination.base_hash,
             trigger=destination.trigger,
             tags=[s.caption for s in self.session.data.samples],
+            base_precision="" if held == AS_LOADED else held,
             prediction={"eps": "epsilon"}.get(prediction, prediction),
         )

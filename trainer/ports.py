@@ -34,6 +34,8 @@ class Denoiser(Protocol):
     """What computes."""
     away: Sequence[Packed]
     """Blocks that lie in host memory."""
+    base_precision: str
+    """What the frozen weights of the blocks are held in for the loan: "as loaded", fp8 or int8."""
 
     def predict(self, x_t: Tensor, sigma: Tensor, conditioning: Sequence[Conditioning]) -> Tensor:
         """The network's own output (epsilon, v or velocity), fp32, of x_t's shape.

@@ -48,12 +48,18 @@ class Case:
 
 @contextlib.contextmanager
 def adapted(
-    c: Case, targets: str = "attention", *, streamed: float = 0.0, **config: Any
+    c: Case,
+    targets: str = "attention",
+    *,
+    streamed: float = 0.0,
+    base_precision: str = "as loaded",
+    **config: Any,
 ) -> Iterator[tuple[HostDenoiser, Adapter]]:
     """The model borrowed, with an adapter of which no weight is zero."""
+    memory = MemoryConfig(fit="manual", streamed=streamed, base_precision=base_precision)
     with (
         torch.inference_mode(False),
-        borrowed(c.patcher, MemoryConfig(fit="manual", streamed=streamed)) as denoiser,
+        borrowed(c.patcher, memory) as denoiser,
         injected(denoiser.net, AdapterConfig(rank=2, targets=targets, **config), seed=1) as adapter,
     ):
         g = torch.Generator().manual_seed(3)

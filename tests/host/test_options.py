@@ -163,7 +163,11 @@ def test_missing_class_pictures_are_made_by_the_untouched_model_and_used_again(l
         ({"memory": MemoryConfig(fit="manual")}, "checkpointing to 1"),
         ({"memory": MemoryConfig(fit="manual", checkpointing=1)}, r"streamed to 0\.5"),
         ({"memory": MemoryConfig(fit="manual", checkpointing=1, streamed=0.5)}, r"streamed to 1 "),
-        ({"memory": MemoryConfig(fit="manual", checkpointing=1, streamed=1)}, "lower the resolution"),
+        ({"memory": MemoryConfig(fit="manual", checkpointing=1, streamed=1)}, "set base_precision to int8"),
+        (
+            {"memory": MemoryConfig(fit="manual", checkpointing=1, streamed=1, base_precision="int8")},
+            "lower the resolution",
+        ),
         ({"memory": MemoryConfig()}, "lower the resolution"),
     ],
 )

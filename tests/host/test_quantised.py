@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from in_graph_lora.trainer.adapters.inject import injected
 from in_graph_lora.trainer.config import ADAPTER_KINDS, AdapterConfig
 from in_graph_lora.trainer.errors import ModelError
-from in_graph_lora.trainer.host.model import trainable_view
 from in_graph_lora.trainer.host.quantised import quantised_layers_differentiable
+from in_graph_lora.trainer.host.staging import trainable_view
 from in_graph_lora.trainer.memory.out_of_place import OutOfPlace
 
 from ..quantised import FORMATS, full, linear

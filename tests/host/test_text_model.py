@@ -23,13 +23,14 @@ from ..quantised import FORMATS, full, quantised_file
 from ..tiny_models import randomise
 from .family_case import relative
 from .loaded import identities, weight_hash
+from .patched import dynamic, mode_of, with_lora
 
 CAPTION = "a (photo:1.2) of a cat"
 
 
 @pytest.fixture(scope="module")
 def clip() -> Any:
-    sizes = {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    sizes = {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 256}
     target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
     options = {"dtype": torch.float32, "clip_l_model_config": sizes}
     clip = comfy.sd.CLIP(target, model_options=options)
@@ -48,6 +49,22 @@ def gradients(text: HostTextModel, parameters: list[Any]) -> Tensor:
     out = text.encode(CAPTION)
     (out["cross_attn"].square().mean() + out["pooled_output"].sin().mean()).backward()
     return torch.cat([p.grad.flatten() for p in parameters])
+
+
+def test_a_text_encoder_with_a_lora_on_it_is_trained_under_dynamic_vram_too(clip: Any) -> None:
+    found: list[Tensor] = []
+    for make in (lambda patcher: patcher, dynamic):
+        other = clip.clone()
+        with mode_of("dynamic"):
+            other.patcher = with_lora(make(clip.patcher))
+            for _ in range(2):
+                with torch.inference_mode(False), torch.no_grad(), borrowed_clip(texts(other)) as text:
+                    found.append(text.encode(CAPTION)["cross_attn"])
+            mm.unload_all_models()
+    with torch.inference_mode(False), torch.no_grad(), borrowed_clip(texts(clip)) as text:
+        without = text.encode(CAPTION)["cross_attn"]
+    assert all(relative(each, found[0]) < 1e-5 for each in found)
+    assert relative(found[0], without) > 1e-2
 
 
 def test_gradients_equal_the_oracles_with_and_without_checkpointing(clip: Any) -> None:

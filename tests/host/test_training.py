@@ -21,8 +21,9 @@ from in_graph_lora.trainer.events import RunStarted
 from in_graph_lora.trainer.host.encode import HostLatentEncoder
 from in_graph_lora.trainer.host.identity import model_fingerprint
 from in_graph_lora.trainer.host.lora import apply_lora
-from in_graph_lora.trainer.host.model import borrowed, trainable_view
+from in_graph_lora.trainer.host.model import borrowed
 from in_graph_lora.trainer.host.sample import SampleSettings, encode_prompt, sample_image
+from in_graph_lora.trainer.host.staging import Staging, trainable_view
 
 from .loaded import Loaded, identities, train, weight_hash, write_pictures
 
@@ -128,7 +129,7 @@ def test_a_model_is_known_by_its_own_weights_also_while_a_lora_is_patched_into_t
 def test_staged_weights_are_on_the_device_for_the_loan_only():
     net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     before = identities(net)
-    with trainable_view(net, torch.device("meta")):
+    with trainable_view(net, Staging(torch.device("meta")).view):
         assert {p.device.type for p in [*net.parameters(), *net.buffers()]} == {"meta"}
     assert identities(net) == before
 

@@ -39,13 +39,15 @@ def training_metadata(
     trigger: str = "",
     tags: Sequence[str] = (),
     prediction: str = "",
+    base_precision: str = "",
     date: datetime | None = None,
 ) -> dict[str, str]:
     """The entries that other tools show, and our whole config.
 
     config: `TrainConfig.to_dict()`. kinds: of the file's adapters, the network's first, where a starting file
     and not the config decides them. tags: the captions, one a picture; their parts are counted.
-    prediction: epsilon, v or flow.
+    prediction: epsilon, v or flow. base_precision: what the frozen weights were held in, other than
+    they were loaded.
     """
     adapter = dict(config.get("adapter", {}))
     kinds = kinds or [adapter.get("kind", "lora")]
@@ -68,6 +70,8 @@ def training_metadata(
         "ss_total_batch_size": str(dict(config.get("data", {})).get("batch_size", "")),
         "ss_resolution": f"({resolution}, {resolution})" if resolution else "",
         "ss_network_dropout": str(adapter.get("dropout") or ""),
+        "ss_base_precision": base_precision,
+        "ss_fp8_base": "True" if base_precision == "fp8" else "",
         "ss_sd_model_hash": base_hash[:8],
         "ss_new_sd_model_hash": base_hash,
         "ss_training_finished_at": str(date.timestamp()),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import comfy.lora
 import comfy.lora_convert
 import comfy.utils
+import torch
 from comfy.model_patcher import get_key_weight
 from torch import Tensor
 
@@ -182,7 +183,7 @@ def _shape(module: Any, own: set[str], key: Any) -> LayerShape:
 
 
 def _original(patcher: ModelPatcher, key: Any) -> Tensor:
-    """A weight, or rows of it, without patches, in fp32 on the CPU."""
+    """A weight, or rows of it, with the patches of this patcher alone, in fp32 on the CPU."""
     name, rows = _whole(key), key[1] if isinstance(key, tuple) else None
     weight, _, convert = get_key_weight(patcher.model, name)
     if name in patcher.backup:  # patched in place, by this model or a clone
@@ -190,7 +191,9 @@ def _original(patcher: ModelPatcher, key: Any) -> Tensor:
     if convert is not None:
         weight = convert(weight, inplace=False)
     layer = comfy.utils.get_attr(patcher.model, name.rpartition(".")[0])
-    plain = unpacked(layer, weight.detach()).float().cpu()
+    plain = unpacked(layer, weight.detach()).to("cpu", torch.float32, copy=True)
+    if name in patcher.patches:
+        plain = comfy.lora.calculate_weight(patcher.patches[name], plain, name)
     return plain if rows is None else plain.narrow(*rows)
 
 

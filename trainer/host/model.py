@@ -7,7 +7,7 @@ storage: nothing is copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import comfy.samplers
 import torch
 from torch import Tensor, nn
 
-from ..config import MemoryConfig
+from ..config import AS_LOADED, MemoryConfig
 from ..errors import ModelError
 from ..families import Family, family_of
 from ..memory.blocks import blocks, by_class
@@ -24,8 +24,11 @@ from ..memory.out_of_place import out_of_place
 from ..memory.streaming import Packed, spread
 from ..noise import NoiseProcess
 from . import kernels
+from .base_precision import BasePrecision
+from .bypass import beneath_injections
 from .noise import noise_process, raw_output_sampling
-from .quantised import packed, quantised_layers_differentiable
+from .quantised import quantised_layers_differentiable
+from .staging import Staging, brought, trainable_view
 
 if TYPE_CHECKING:
     from comfy.model_base import BaseModel
@@ -36,47 +39,6 @@ RESIDENT = MemoryConfig(fit="manual")
 
 Condition = dict[str, Any]
 """One sample's arguments for the network: name → ComfyUI's COND object, batch size 1."""
-
-
-def alias(tensor: Tensor) -> Tensor:
-    """An ordinary tensor over the same storage; a quantised one, which autograd never sees, as it is."""
-    if packed(tensor):
-        return tensor
-    out = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return out.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
-
-
-@contextmanager
-def trainable_view(
-    module: nn.Module, staged_on: torch.device | None = None, away: Iterable[nn.Module] = ()
-) -> Iterator[None]:
-    """Every parameter and buffer of `module` aliased, frozen; the original objects back at the end.
-
-    staged_on: a device that what lies elsewhere is copied to for the loan.
-    away: modules whose parameters stay where they are.
-    """
-    waiting = {id(m._parameters) for block in away for m in block.modules()}
-    saved: list[tuple[dict[str, Any], str, Any]] = []
-    aliases: dict[int, Tensor] = {}
-    try:
-        for m in module.modules():
-            stores: list[dict[str, Any]] = [m._parameters, m._buffers]
-            for store in stores:
-                for name, tensor in store.items():
-                    if tensor is None:
-                        continue
-                    if id(tensor) not in aliases:
-                        view = alias(tensor)
-                        if staged_on is not None and id(store) not in waiting:
-                            view = view.to(staged_on)
-                        frozen = store is m._parameters and not packed(view)
-                        aliases[id(tensor)] = nn.Parameter(view, requires_grad=False) if frozen else view
-                    saved.append((store, name, tensor))
-                    store[name] = aliases[id(tensor)]
-        yield
-    finally:
-        for store, name, tensor in saved:
-            store[name] = tensor
 
 
 def model_family(patcher: ModelPatcher) -> Family:
@@ -97,6 +59,9 @@ class HostDenoiser:
         self.device: torch.device = patcher.load_device
         self.away: Sequence[Packed] = ()
         """Blocks that lie in host memory."""
+        self.base_precision = AS_LOADED
+        self.remarks: Sequence[str] = ()
+        """What the user should hear about this loan."""
         dtype = model.get_dtype_inference()
         self.half_precision = dtype if dtype in (torch.bfloat16, torch.float16) else None
 
@@ -164,34 +129,6 @@ def kept_loaded(patcher: ModelPatcher) -> Iterator[None]:
             loaded[:0] = own
 
 
-def stage(patcher: ModelPatcher) -> torch.device | None:
-    """Under dynamic VRAM weights are brought in at use and may be evicted before the backward pass reads
-    them again, so they are brought in for the whole loan."""
-    if not patcher.is_dynamic():
-        return None
-    if patcher.patches:
-        raise ModelError(
-            "a model with a LoRA on it cannot be trained under dynamic VRAM; connect the model without it,"
-            " or start ComfyUI with --disable-dynamic-vram"
-        )
-    return patcher.load_device
-
-
-def _brought(patcher: ModelPatcher, streamed: float) -> torch.device | None:
-    """The model loaded for a loan. Returns the device that its weights have still to be copied to."""
-    on_gpu = not mm.is_device_cpu(patcher.load_device)
-    if not streamed or patcher.is_dynamic() or not on_gpu:
-        mm.load_models_gpu([patcher], force_full_load=True)
-        return stage(patcher)
-    if patcher.patches:
-        raise ModelError(
-            "a model with a LoRA on it cannot be streamed; connect the model without it, or set streamed to 0"
-        )
-    # Its weights go to host memory; what is not streamed is copied to the card from there.
-    mm.free_memory(1e30, patcher.load_device)
-    return patcher.load_device
-
-
 @contextmanager
 def borrowed(patcher: ModelPatcher, memory: MemoryConfig = RESIDENT) -> Iterator[HostDenoiser]:
     """The loaded model, ready for autograd. Must be entered outside inference mode.
@@ -202,25 +139,35 @@ def borrowed(patcher: ModelPatcher, memory: MemoryConfig = RESIDENT) -> Iterator
     if torch.is_inference_mode_enabled():
         raise RuntimeError("borrowed() needs torch.inference_mode(False) around it")
     streamed = memory.streamed
-    staged_on = _brought(patcher, streamed)
-    model = patcher.model
-    sampling = patcher.get_model_object("model_sampling")  # a ModelSampling node may have put another there
-    process = noise_process(sampling)
     with ExitStack() as loan:
+        lean = streamed > 0 or memory.base_precision != AS_LOADED
+        patch = loan.enter_context(brought(patcher, lean=lean))
+        model = patcher.model
+        # A ModelSampling node may have put another there.
+        sampling = patcher.get_model_object("model_sampling")
         patcher.pre_run()
         loan.callback(patcher.cleanup)
         loan.enter_context(in_training())
         loan.enter_context(kept_loaded(patcher))
-        denoiser = HostDenoiser(patcher, model, process)
+        denoiser = HostDenoiser(patcher, model, noise_process(sampling))
         family, net = denoiser.family, denoiser.net
-        if streamed and not denoiser.blocks:
-            raise ModelError(f"{type(net).__name__} has no blocks that could be streamed; set streamed to 0")
+        if lean and not denoiser.blocks:
+            raise ModelError(
+                f"{type(net).__name__} has no blocks that could be streamed or quantised; set streamed to 0"
+                f" and base_precision to {AS_LOADED} (Train Memory)"
+            )
         away = [denoiser.blocks[i] for i in spread(len(denoiser.blocks), streamed)]
-        loan.enter_context(trainable_view(model, staged_on, away))
+        base = BasePrecision(memory.base_precision, denoiser.blocks, denoiser.device)
+        staging = Staging(denoiser.device, away, patch, base.held)
+        loan.enter_context(trainable_view(model, staging.view))
         denoiser.away = [Packed(block) for block in away]
+        denoiser.base_precision = base.name
+        denoiser.remarks = base.remarks + staging.remarks
         loan.enter_context(_submodule(model, "model_sampling", raw_output_sampling(sampling)))
         loan.enter_context(kernels.differentiable_kernels())
-        loan.enter_context(quantised_layers_differentiable(model))
+        with beneath_injections(loan, patcher):
+            loan.enter_context(base.dequantised_at_use())
+            loan.enter_context(quantised_layers_differentiable(model))
         unknown = family.in_place_calls is None
         calling = denoiser.blocks if unknown else by_class(net, family.in_place_calls or ())
         loan.enter_context(out_of_place(by_class(net, family.in_place), calling))

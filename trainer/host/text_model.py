@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from ..memory.blocks import blocks, by_class
 from ..memory.out_of_place import out_of_place
+from .bypass import beneath_injections
 from .conditioning import HostTextEncoder
 from .kernels import differentiable_kernels
-from .model import Condition, in_training, kept_loaded, stage, trainable_view
+from .model import Condition, in_training, kept_loaded
 from .quantised import quantised_layers_differentiable
+from .staging import Staging, brought, trainable_view
 
 _IN_PLACE = ("CLIPLayer", "T5LayerSelfAttention", "T5LayerFF")
 """Class names of ComfyUI's text modules that write residuals in place."""
@@ -59,13 +61,14 @@ def borrowed_clip(texts: HostTextEncoder) -> Iterator[HostTextModel]:
     if torch.is_inference_mode_enabled():
         raise RuntimeError("borrowed_clip() needs torch.inference_mode(False) around it")
     patcher, net = texts.clip.patcher, texts.clip.cond_stage_model
-    mm.load_models_gpu([patcher], force_full_load=True)
     with ExitStack() as loan:
+        patch = loan.enter_context(brought(patcher))
         loan.enter_context(in_training())
         loan.enter_context(kept_loaded(patcher))
-        loan.enter_context(trainable_view(net, stage(patcher)))
+        loan.enter_context(trainable_view(net, Staging(patcher.load_device, patch=patch).view))
         loan.enter_context(differentiable_kernels())
-        loan.enter_context(quantised_layers_differentiable(net))
+        with beneath_injections(loan, patcher):
+            loan.enter_context(quantised_layers_differentiable(net))
         known = by_class(net, _IN_PLACE)
         loan.enter_context(out_of_place(known, () if known else blocks(net)))
         loan.callback(net.reset_clip_options)

@@ -6,7 +6,7 @@ import gc
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import comfy.model_management as mm
@@ -151,6 +151,9 @@ class _Job:
     prints: tuple[str, ...]
     """`_fingerprints`."""
     texts: HostTextEncoder
+    emit: Emit
+    told: set[str] = field(default_factory=set)
+    """Remarks on loans."""
 
     @contextmanager
     def lend(self, memory: MemoryConfig) -> Iterator[Loan]:
@@ -160,6 +163,10 @@ class _Job:
             _make_room(self.model, self.clip if train_text else None)
             denoiser = loans.enter_context(borrowed(self.model, memory))
             text = loans.enter_context(borrowed_clip(self.texts)) if train_text else None
+            for remark in denoiser.remarks:
+                if remark not in self.told:
+                    self.told.add(remark)
+                    self.emit(Notice(message=remark))
             yield Loan(denoiser=denoiser, text=text)
 
 
@@ -191,6 +198,7 @@ def _checked(
         steps=steps,
         prints=_fingerprints(model, clip, vae, config, emit),
         texts=HostTextEncoder(clip, model, config.objective.guidance, config.data.caption_syntax),
+        emit=emit,
     )
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ..config import TrainConfig
+from ..config import AS_LOADED, TrainConfig
 
 
 @contextmanager
@@ -37,6 +37,8 @@ def out_of_memory_advice(config: TrainConfig) -> str:
         lever = "set checkpointing to 1 (Train Memory)"
     elif config.memory.streamed < 1:
         lever = f"set streamed to {0.5 if config.memory.streamed < 0.5 else 1} (Train Memory)"
+    elif config.memory.base_precision == AS_LOADED:
+        lever = "set base_precision to int8 (Train Memory)"
     else:
         lever = f"lower the resolution in Load Dataset (it is {config.data.resolution}) or the rank"
     return f"training ran out of memory: {lever}; the model on the canvas is unchanged"

@@ -30,14 +30,16 @@ def run_key(config: TrainConfig, dataset: Dataset, models: Sequence[str]) -> str
     """Two runs with one key are the same run, however long: sha256 of all that decides the weights.
 
     models: fingerprints of model, text encoder and VAE. Left out are the name, the number of steps, what
-    trades time for memory, previews and measurements, and settings that have their default: an option that a
-    later version adds changes no key. What is held out counts by the dataset's digest. caption_syntax counts
-    where a caption has syntax; "comfyui" changes no key, since it was the only one at first.
+    trades time for memory and changes no weight, previews and measurements, and settings that have their
+    default: an option that a later version adds changes no key. What is held out counts by the dataset's
+    digest. caption_syntax counts where a caption has syntax; "comfyui" changes no key, since it was the only
+    one at first.
     """
     matters, defaults = config.to_dict(), TrainConfig().to_dict()
     for name in ("name", "steps", "epochs", "save", "preview", "validation"):
         del matters[name]
-    matters["memory"] = {"precision": config.memory.precision}
+    decisive = ("precision", "base_precision")
+    matters["memory"] = {name: getattr(config.memory, name) for name in decisive}
     syntax = matters["data"].pop("caption_syntax")
     matters = _changed(matters, defaults)
     captions = (config.prior.class_prompt, *(r.caption for r in dataset.records))
