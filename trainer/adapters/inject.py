@@ -18,7 +18,6 @@ from ..errors import ConfigError, LoraFileError, ModelError
 from ..rng import stream
 from .kinds import KINDS
 from .layers import (
-    ADAPTER,
     OutputRotation,
     Untouched,
     adapter_parameters,
@@ -27,6 +26,7 @@ from .layers import (
     output_size,
     stand_in,
 )
+from .low_rank import ADAPTER, LowRank
 from .start import StartingLora
 from .targets import target_layers
 
@@ -150,8 +150,9 @@ def injected(
 ) -> Iterator[Adapter]:
     """Adapters inside `net` for the length of the block; afterwards its modules are the original objects.
 
-    Adapter weights are fp32. With `compute_dtype` (the half precision of the network) the adapters compute
-    under autocast, and only they: the network itself runs as it always does.
+    Adapter weights are fp32. Those of LoRA compute in the dtype of their base layer's output. With
+    `compute_dtype` (the half precision of the network) the others compute under autocast, and only they: the
+    network itself runs as it always does.
     device: of the adapters; None is that of each layer, which may be waiting in host memory.
     start: an existing LoRA to go on from; it decides the layers, the kind, the ranks and the alphas.
     purpose: of the draws, one for each network of a run.
@@ -310,6 +311,8 @@ def _prepare(
     if isinstance(layer, OutputRotation):
         return
     assert layer.r[ADAPTER] == plan.rank
+    if isinstance(layer, LowRank):
+        return
     # The cast would keep an fp32 copy of each layer's input until the backward pass.
     layer.cast_input_dtype_enabled = False
     if compute_dtype is not None:

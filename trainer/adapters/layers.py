@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from ..memory.quantised import full_weight, is_quantised
 from .kinds import Kind
-
-ADAPTER = "default"
-"""The name that peft keeps our adapter under."""
+from .low_rank import ADAPTER
 
 
 class Untouched(nn.Module):
