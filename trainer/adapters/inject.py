@@ -25,6 +25,7 @@ from .layers import (
     largest_block,
     output_size,
     stand_in,
+    under_autocast,
 )
 from .low_rank import ADAPTER, LowRank
 from .start import StartingLora
@@ -177,7 +178,7 @@ def injected(
                     f" {config.kind}; choose kind lora, or other targets"
                 )
             draws = stream(seed, f"{purpose} {name}")
-            _prepare(layer, config, plans[name], draws, compute_dtype, device)
+            _prepare(layer, config, plans[name], draws, compute_dtype)
             _freeze(layer, rates.value(name, 1.0) == 0)
             adapter.layers[name] = layer
         if not adapter.parameters():
@@ -302,7 +303,6 @@ def _prepare(
     plan: LayerPlan,
     generator: torch.Generator,
     compute_dtype: torch.dtype | None,
-    device: torch.device | None,
 ) -> None:
     for _, p in adapter_parameters(layer):
         p.data = p.data.float()
@@ -317,9 +317,8 @@ def _prepare(
     layer.cast_input_dtype_enabled = False
     if compute_dtype is not None:
         base = layer.get_base_layer()
-        kind = (device or base.weight.device).type
         layer.base_layer = Untouched(base)
-        layer.forward = torch.autocast(kind, dtype=compute_dtype)(layer.forward)  # type: ignore[method-assign]
+        layer.__class__ = under_autocast(type(layer), compute_dtype)
 
 
 def _freeze(layer: nn.Module, frozen: bool) -> None:

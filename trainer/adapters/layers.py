@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -25,6 +26,21 @@ class Untouched(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return self.base_layer(x, *args, **kwargs)
+
+
+@lru_cache
+def under_autocast(layer: type[nn.Module], dtype: torch.dtype) -> type[nn.Module]:
+    """The class of layer with its forward pass under autocast.
+
+    A class and no wrapper around each layer's method, for which torch.compile would compile every block anew.
+    """
+
+    class UnderAutocast(layer):  # type: ignore[misc, valid-type]
+        def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            with torch.autocast(x.device.type, dtype=dtype):
+                return super().forward(x, *args, **kwargs)
+
+    return UnderAutocast
 
 
 class OutputRotation(nn.Module):

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -199,10 +200,9 @@ def block_of(
             p.copy_(scale * torch.randn(p.shape, generator=g))
     net.add_module("blocks", nn.ModuleList([block]))
     net.requires_grad_(False)
-    inputs = [i.requires_grad_() for i in inputs]
 
     def forward() -> Tensor:
-        out = block(*[i * 1 for i in inputs], **arguments, **options)
+        out = block(*[i.detach().requires_grad_() * 1 for i in inputs], **arguments, **options)
         return torch.cat(out, 1) if isinstance(out, tuple) else out
 
     return net, forward
@@ -269,20 +269,28 @@ def seconds(forward: Callable[[], Tensor], device: torch.device) -> float:
 
 def counted(forward: Callable[[], Tensor]) -> tuple[int, int]:
     """(operations of both passes that compute or copy, bytes that autograd keeps between them)"""
-    kept: dict[int, Tensor] = {}
+    kept: WeakSet[Kept] = WeakSet()
 
-    def pack(t: Tensor) -> Tensor:
-        if not isinstance(t, nn.Parameter):
-            kept[t.untyped_storage().data_ptr()] = t
-        return t
+    def pack(t: Tensor) -> Kept:
+        kept.add(holder := Kept(t))
+        return holder
 
     operations = Operations()
     with operations:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda holder: holder.tensor):
             out = forward()
-        nbytes = sum(t.untyped_storage().nbytes() for t in kept.values())
+        storages = [k.tensor.untyped_storage() for k in kept if not isinstance(k.whole, nn.Parameter)]
+        nbytes = sum({s.data_ptr(): s.nbytes() for s in storages}.values())
         out.backward(torch.ones_like(out))
     return operations.count, nbytes
+
+
+class Kept:
+    """What autograd holds as long as it needs the tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.whole = tensor if tensor._base is None else tensor._base
 
 
 class Operations(TorchDispatchMode):
