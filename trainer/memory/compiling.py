@@ -18,8 +18,8 @@ from .blocks import replaced_forward
 from .in_place import TWINS
 
 _SHAPES = 64
-"""For how many shapes a function is compiled; the compiler leaves the rest of them as they are. What follows a
-quantised layer is a function of its own, and blocks have more layers than torch's default of 8."""
+"""For how many shapes a function is compiled; the compiler leaves the rest of them as they are. What follows
+a quantised layer is a function of its own, and a block has more layers than torch's default of 8."""
 
 
 @contextmanager
