@@ -135,6 +135,16 @@ def added(dtype: torch.dtype, **options: Any) -> tuple[int, int]:
     return ours[0] - alone[0], ours[1] - alone[1]
 
 
+@pytest.mark.parametrize("name", ["linear", "conv2d"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dora_sends_no_identity_matrix_through_its_layers(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with adapted(name, dtype, kind="dora") as (_, layer):
+        monkeypatch.delattr(torch, "eye")
+        assert torch.isfinite(layer(torch.ones(SHAPES[name][1], dtype=dtype))).all()
+
+
 @pytest.mark.parametrize("name", ["linear", "linear without bias", "conv2d"])
 def test_what_a_network_writes_into_the_output_has_its_gradient(name: str) -> None:
     found = []

@@ -127,6 +127,16 @@ def dora_norm(layer: BaseTunerLayer) -> Callable[..., Tensor]:
     return norm
 
 
+def dora_product(lora_A: Any, lora_B: Any, adapter_name: str | None = None) -> Tensor:  # noqa: N803
+    """BA as [out, in·kernel], of which the norm is taken and no gradient.
+
+    In place of peft's `get_lora_weight`, which sends an identity matrix of all inputs through both layers.
+    """
+    del adapter_name
+    with torch.no_grad(), torch.autocast(lora_A.weight.device.type, enabled=False):
+        return lora_B.weight.flatten(1) @ lora_A.weight.flatten(1)
+
+
 def dora_forward(layer: BaseTunerLayer, magnitude: Any) -> Callable[..., Tensor]:
     """peft's, which beside a quantised weight sees neither that weight nor a bias in fp8.
 
@@ -161,6 +171,7 @@ def init_adapter(layer: Any, kind: Kind, init: str, generator: torch.Generator) 
     if ADAPTER in getattr(layer, "lora_magnitude_vector", {}):
         magnitude = layer.lora_magnitude_vector[ADAPTER]
         magnitude.get_weight_norm = dora_norm(layer)
+        magnitude.get_lora_weight = dora_product
         magnitude.forward = dora_forward(layer, magnitude)
         full = base_weight(layer)
         magnitude.weight.data = magnitude.get_weight_norm(full, torch.zeros_like(full), 1.0)
