@@ -15,6 +15,7 @@ from in_graph_lora.trainer.adapters.inject import Adapter, injected
 from in_graph_lora.trainer.config import ADAPTER_KINDS, AdapterConfig
 from in_graph_lora.trainer.memory.checkpointing import checkpointed
 from in_graph_lora.trainer.memory.compiling import compiled
+from in_graph_lora.trainer.memory.out_of_place import out_of_place
 from in_graph_lora.trainer.memory.quantised import differentiable
 from in_graph_lora.trainer.memory.streaming import Packed, streamed
 from workbench.bench.adapters import by_peft, counted
@@ -204,6 +205,22 @@ def test_gradients_of_an_input_that_layers_share_are_added(dtype: torch.dtype, d
     ours, pefts = (float((gradients(dtype, peft) - exact).norm()) for peft in (False, True))
     assert ours <= 1.05 * pefts
     assert ours < 0.05 * float(exact.norm())
+
+
+def test_what_a_network_has_written_into_the_input_before_is_seen() -> None:
+    class Writing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x * 1
+            x.mul_(2)  # the result is dropped
+            return layer(x)
+
+    found = []
+    with adapted("linear", torch.bfloat16) as (_, layer), out_of_place((), [writing := Writing()]):
+        for f in (writing, lambda x: layer(2 * x)):
+            x = torch.ones(SHAPES["linear"][1], dtype=torch.bfloat16, requires_grad=True)
+            f(x).sum().backward()
+            found.append(x.grad)
+    assert torch.equal(*found)
 
 
 WARNING = "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
