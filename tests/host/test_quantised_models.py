@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import lru_cache
 from typing import Any
 
@@ -147,13 +148,23 @@ def test_gradients_of_streamed_blocks_are_those_of_resident_ones_and_packed_byte
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("name", ["fp8_e4m3fn_scaled", "convrot_w4a4"])
-def test_compiled_blocks_give_the_same_gradients(name: str) -> None:
+def test_compiled_and_streamed_blocks_give_the_same_gradients(name: str) -> None:
     c = case(name)
-    torch.compiler.reset()
     with adapted(c, "all linear") as (denoiser, adapter):
         right = c.gradients(denoiser, adapter)
-        with compiled(denoiser.blocks, backend="aot_eager"), checkpointed(denoiser.blocks, 1):
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    with adapted(c, "all linear", streamed=1.0) as (denoiser, adapter), ExitStack() as stack:
+        stack.enter_context(compiled(denoiser.blocks, backend="aot_eager"))
+        stack.enter_context(streamed(denoiser.away, denoiser.device))
+        stack.enter_context(checkpointed(denoiser.blocks, 1))
+        graphs = []
+        for _ in range(2):
             assert relative(c.gradients(denoiser, adapter), right) < 1e-5
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        frames = torch._dynamo.utils.counters["frames"]
+    assert 0 < graphs[0] == graphs[1]
+    assert frames["ok"] == frames["total"], "what follows a quantised layer was left as it is"
 
 
 @every_format

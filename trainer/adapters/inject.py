@@ -18,7 +18,6 @@ from ..errors import ConfigError, LoraFileError, ModelError
 from ..rng import stream
 from .kinds import KINDS
 from .layers import (
-    ADAPTER,
     OutputRotation,
     Untouched,
     adapter_parameters,
@@ -26,7 +25,9 @@ from .layers import (
     largest_block,
     output_size,
     stand_in,
+    under_autocast,
 )
+from .low_rank import ADAPTER, LowRank
 from .start import StartingLora
 from .targets import target_layers
 
@@ -150,8 +151,9 @@ def injected(
 ) -> Iterator[Adapter]:
     """Adapters inside `net` for the length of the block; afterwards its modules are the original objects.
 
-    Adapter weights are fp32. With `compute_dtype` (the half precision of the network) the adapters compute
-    under autocast, and only they: the network itself runs as it always does.
+    Adapter weights are fp32. Those of LoRA compute in the dtype of their base layer's output. With
+    `compute_dtype` (the half precision of the network) the others compute under autocast, and only they: the
+    network itself runs as it always does.
     device: of the adapters; None is that of each layer, which may be waiting in host memory.
     start: an existing LoRA to go on from; it decides the layers, the kind, the ranks and the alphas.
     purpose: of the draws, one for each network of a run.
@@ -176,7 +178,7 @@ def injected(
                     f" {config.kind}; choose kind lora, or other targets"
                 )
             draws = stream(seed, f"{purpose} {name}")
-            _prepare(layer, config, plans[name], draws, compute_dtype, device)
+            _prepare(layer, config, plans[name], draws, compute_dtype)
             _freeze(layer, rates.value(name, 1.0) == 0)
             adapter.layers[name] = layer
         if not adapter.parameters():
@@ -301,7 +303,6 @@ def _prepare(
     plan: LayerPlan,
     generator: torch.Generator,
     compute_dtype: torch.dtype | None,
-    device: torch.device | None,
 ) -> None:
     for _, p in adapter_parameters(layer):
         p.data = p.data.float()
@@ -310,13 +311,14 @@ def _prepare(
     if isinstance(layer, OutputRotation):
         return
     assert layer.r[ADAPTER] == plan.rank
+    if isinstance(layer, LowRank):
+        return
     # The cast would keep an fp32 copy of each layer's input until the backward pass.
     layer.cast_input_dtype_enabled = False
     if compute_dtype is not None:
         base = layer.get_base_layer()
-        kind = (device or base.weight.device).type
         layer.base_layer = Untouched(base)
-        layer.forward = torch.autocast(kind, dtype=compute_dtype)(layer.forward)  # type: ignore[method-assign]
+        layer.__class__ = under_autocast(type(layer), compute_dtype)
 
 
 def _freeze(layer: nn.Module, frozen: bool) -> None:

@@ -14,8 +14,10 @@ from typing import Any
 
 from peft import LoHaConfig, LoKrConfig, LoraConfig
 from peft.config import PeftConfig
+from torch import nn
 
 from ..config import ADAPTER_KINDS, AdapterConfig
+from .low_rank import LAYERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,8 @@ class Kind:
     peft_alpha: str = "alpha"
     peft_dropout: str = "rank_dropout"
     peft_options: Mapping[str, Any] = field(default_factory=dict)
+    layers: Mapping[type[nn.Module], type[nn.Module]] = field(default_factory=dict)
+    """Plain layer → our layer for it; peft's own for those that are not here."""
     module: str = "lycoris.kohya"
     """`ss_network_module` of a file."""
     args: Mapping[str, str] = field(default_factory=dict)
@@ -47,7 +51,10 @@ class Kind:
     def peft_config(self, config: AdapterConfig, **layers: Any) -> PeftConfig:
         assert self.peft is not None
         named = {self.peft_alpha: config.scale_alpha, self.peft_dropout: config.dropout}
-        return self.peft(**named, **self.peft_options, **layers)  # type: ignore[arg-type]
+        made = self.peft(**named, **self.peft_options, **layers)  # type: ignore[arg-type]
+        if self.layers:
+            made._register_custom_module(dict(self.layers))  # type: ignore[attr-defined]
+        return made
 
 
 def _lora(name: str, **row: Any) -> Kind:
@@ -64,9 +71,9 @@ def _lora(name: str, **row: Any) -> Kind:
 
 
 _ROWS = (
-    _lora("lora", module="networks.lora"),
-    _lora("locon", module="networks.lora"),
-    _lora("rslora", module="networks.lora", peft_options={"use_rslora": True}),
+    _lora("lora", layers=LAYERS, module="networks.lora"),
+    _lora("locon", layers=LAYERS, module="networks.lora"),
+    _lora("rslora", layers=LAYERS, module="networks.lora", peft_options={"use_rslora": True}),
     _lora("dora", peft_options={"use_dora": True}, args={"algo": "locon", "dora_wd": "True"}),
     Kind(
         name="loha",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,9 +13,7 @@ from torch import Tensor, nn
 
 from ..memory.quantised import full_weight, is_quantised
 from .kinds import Kind
-
-ADAPTER = "default"
-"""The name that peft keeps our adapter under."""
+from .low_rank import ADAPTER
 
 
 class Untouched(nn.Module):
@@ -27,6 +26,21 @@ class Untouched(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return self.base_layer(x, *args, **kwargs)
+
+
+@lru_cache
+def under_autocast(layer: type[nn.Module], dtype: torch.dtype) -> type[nn.Module]:
+    """The class of layer with its forward pass under autocast.
+
+    A class and no wrapper around each layer's method, for which torch.compile would compile every block anew.
+    """
+
+    class UnderAutocast(layer):  # type: ignore[misc, valid-type]
+        def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            with torch.autocast(x.device.type, dtype=dtype):
+                return super().forward(x, *args, **kwargs)
+
+    return UnderAutocast
 
 
 class OutputRotation(nn.Module):
@@ -113,6 +127,16 @@ def dora_norm(layer: BaseTunerLayer) -> Callable[..., Tensor]:
     return norm
 
 
+def dora_product(lora_A: Any, lora_B: Any, adapter_name: str | None = None) -> Tensor:  # noqa: N803
+    """BA as [out, in·kernel], of which the norm is taken and no gradient.
+
+    In place of peft's `get_lora_weight`, which sends an identity matrix of all inputs through both layers.
+    """
+    del adapter_name
+    with torch.no_grad(), torch.autocast(lora_A.weight.device.type, enabled=False):
+        return lora_B.weight.flatten(1) @ lora_A.weight.flatten(1)
+
+
 def dora_forward(layer: BaseTunerLayer, magnitude: Any) -> Callable[..., Tensor]:
     """peft's, which beside a quantised weight sees neither that weight nor a bias in fp8.
 
@@ -147,6 +171,7 @@ def init_adapter(layer: Any, kind: Kind, init: str, generator: torch.Generator) 
     if ADAPTER in getattr(layer, "lora_magnitude_vector", {}):
         magnitude = layer.lora_magnitude_vector[ADAPTER]
         magnitude.get_weight_norm = dora_norm(layer)
+        magnitude.get_lora_weight = dora_product
         magnitude.forward = dora_forward(layer, magnitude)
         full = base_weight(layer)
         magnitude.weight.data = magnitude.get_weight_norm(full, torch.zeros_like(full), 1.0)

@@ -14,7 +14,8 @@ from ..errors import LoraFileError
 from ..files import write_whole
 from .inject import Adapter
 from .kinds import KINDS
-from .layers import ADAPTER, OutputRotation, adapter_parameters, weight_shape
+from .layers import OutputRotation, adapter_parameters, weight_shape
+from .low_rank import ADAPTER
 from .metadata import DORA_NORM, tensors_hash
 from .names import KOHYA, FileName
 from .start import dora_norms

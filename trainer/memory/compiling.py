@@ -17,6 +17,10 @@ from torch.fx import GraphModule, Node
 from .blocks import replaced_forward
 from .in_place import TWINS
 
+_SHAPES = 64
+"""For how many shapes a function is compiled; the compiler leaves the rest of them as they are. What follows
+a quantised layer is a function of its own, and a block has more layers than torch's default of 8."""
+
 
 @contextmanager
 def compiled(blocks: Sequence[nn.Module], backend: str = "inductor") -> Iterator[None]:
@@ -26,6 +30,7 @@ def compiled(blocks: Sequence[nn.Module], backend: str = "inductor") -> Iterator
     """
     rewriting = out_of_place_backend(backend)
     with ExitStack() as stack:
+        stack.enter_context(torch._dynamo.config.patch(cache_size_limit=_SHAPES))
         for block in blocks:
             stack.enter_context(replaced_forward(block, torch.compile(_on_copies(block), backend=rewriting)))
         yield

@@ -7,6 +7,7 @@ slows them all.
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import json
 import os
@@ -51,6 +52,8 @@ IN_TURN = "in turn"
 
 
 def main() -> int:
+    if "--adapters" in sys.argv:
+        return importlib.import_module(".adapters", __package__).run()
     parser = argparse.ArgumentParser(prog="dev.py bench", description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", help="tiny, sd15, sdxl, flux; default: what the device can do")
     parser.add_argument("--resolutions", nargs="+", type=int, help="pixels; default: 256, on a GPU 512 1024")
