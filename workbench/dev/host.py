@@ -8,23 +8,30 @@ import os
 import shutil
 import sys
 import tempfile
-from functools import lru_cache
 from pathlib import Path
 
 from .. import ROOT
-from . import base, comfyui
+from . import base, comfyui, stand_ins
 from .steps import SetupError
 
 
-@lru_cache(maxsize=1)
-def private_comfyui() -> Path:
-    """ComfyUI inside this process, on the CPU, with all its folders in a temporary base directory; that."""
+_PRIVATE: list[Path] = []
+
+
+def private_comfyui(*, cpu: bool = True) -> Path:
+    """ComfyUI inside this process with all its folders in a temporary base directory; that.
+
+    The first call of a process decides whether it is on the CPU: see `import_comfyui`.
+    """
+    if _PRIVATE:
+        return _PRIVATE[0]
     found = os.environ.get("IGL_COMFYUI") or comfyui.find()
     if found is None:
         raise SetupError("ComfyUI is not here yet: start the tests with `python dev.py test`")
     folder = Path(tempfile.mkdtemp(prefix="in-graph-lora-host-")).resolve()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    import_comfyui(Path(found), base.prepare(folder))
+    import_comfyui(Path(found), base.prepare(folder), cpu=cpu)
+    _PRIVATE.append(folder)
     return folder
 
 
@@ -43,6 +50,8 @@ def import_comfyui(comfyui: Path, base: Path | None = None, *, cpu: bool = True)
     anything of ComfyUI's, which reads the arguments at import.
     """
     keep_root_off_path(comfyui)
+    if os.environ.get("IGL_STAND_INS"):
+        stand_ins.install()
     from comfy.cli_args import args
 
     args.cpu = cpu

@@ -1,0 +1,239 @@
+"""`python dev.py gpu --bundle FOLDER`: the tests marked gpu and the benchmark on a machine without internet.
+
+Uses the Python that it is started with. Most important first; what the results hold is not done again, so
+that a second call goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import ROOT
+from .results import Results
+from .steps import SetupError, say
+
+TESTS = (
+    ("tests/gpu/test_gradients.py", 300),
+    ("tests/gpu/test_given_back.py", 240),
+    ("tests/gpu/test_streaming.py", 180),
+    ("tests/gpu/test_dynamic.py", 240),
+    ("tests/gpu/test_plan.py", 120),
+    ("tests/gpu/test_runs.py", 240),
+    ("tests/gpu/test_speed.py", 240),
+)
+"""Files in the order in which they run, and seconds that each may take."""
+
+LEAST = 15
+"""Seconds under which nothing new is begun."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """What runs in one process, and writes its own results."""
+
+    title: str
+    arguments: Sequence[str]
+    """After `python`."""
+    limit: float
+    finished: Callable[[Results], bool]
+
+
+def main(rest: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="dev.py gpu", description=__doc__.partition("\n")[0])
+    parser.add_argument("--bundle", type=Path, required=True, help="what `dev.py bundle` made")
+    parser.add_argument("--minutes", type=float, default=25, help="of the whole call")
+    parser.add_argument("--only", choices=["tests", "bench"])
+    parser.add_argument("--results", type=Path, help="default: results.json in the bundle's folder")
+    parser.add_argument("--rehearse", action="store_true", help="without a GPU: run the tests on the CPU")
+    args = parser.parse_args(rest)
+    end = time.monotonic() + 60 * args.minutes
+    environment = prepared(args.bundle.resolve())
+    results = Results((args.results or args.bundle / "results.json").resolve())
+    results.path.parent.mkdir(parents=True, exist_ok=True)
+    gpu = machine(results, environment)
+    if args.rehearse:
+        environment["IGL_REHEARSE_GPU"] = "1"
+    items = [] if args.only == "bench" else tests(results.path)
+    items += [] if args.only == "tests" else benchmark(results.path, environment, tiny=not gpu)
+    left = run_all(items, results, environment, end)
+    return summary(results, left)
+
+
+def prepared(bundle: Path) -> dict[str, str]:
+    """Unpacks the bundle, once, and returns the environment of all that uses it."""
+    about_file = bundle / "bundle.json"
+    if not about_file.exists():
+        raise SetupError(f"{bundle} is no bundle; make one where there is internet: python dev.py bundle FOLDER")
+    about = json.loads(about_file.read_text(encoding="utf-8"))
+    check_machine(about)
+    site, comfy = bundle / "site", bundle / "ComfyUI"
+    if not site.exists():
+        say("Installing the bundle's wheels")
+        part = bundle / "site.part"
+        shutil.rmtree(part, ignore_errors=True)
+        command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-compile", "--quiet",
+                   "--disable-pip-version-check", "--target", str(part),
+                   *map(str, sorted((bundle / "wheels").glob("*.whl")))]  # fmt: skip
+        env = {k: v for k, v in os.environ.items() if k != "PIP_FIND_LINKS"}
+        if subprocess.call(command, env=env):
+            raise SetupError("pip could not install the bundle's wheels; its own words above say why")
+        part.rename(site)
+    if not comfy.exists():
+        part = bundle / "ComfyUI.part"
+        shutil.rmtree(part, ignore_errors=True)
+        with tarfile.open(bundle / "ComfyUI.tar.xz") as tar:
+            tar.extractall(part, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+        (part / "ComfyUI").rename(comfy)
+    return {
+        **os.environ,
+        "PYTHONPATH": str(site),
+        "PYTHONUNBUFFERED": "1",
+        "IGL_COMFYUI": str(comfy),
+        "IGL_STAND_INS": "1",
+    }
+
+
+def check_machine(about: dict[str, Any]) -> None:
+    own = ".".join(map(str, sys.version_info[:2]))
+    if own != about["python"]:
+        raise SetupError(
+            f"the bundle was made for Python {about['python']} and this is {own}; start dev.py with that one, or"
+            f" make the bundle with --python {own}"
+        )
+    missing = [name for name in about["expected"] if not _installed(name)]
+    if missing:
+        raise SetupError(
+            f"this Python lacks {', '.join(missing)}, which a bundle expects; start dev.py with the Python that"
+            " has torch"
+        )
+
+
+def _installed(name: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+_ASK = """
+import json, torch
+gpu = torch.cuda.is_available()
+said = {"torch": torch.__version__, "cuda": torch.version.cuda, "gpu": None}
+if gpu:
+    p = torch.cuda.get_device_properties(0)
+    said |= {"gpu": p.name, "memory": p.total_memory, "capability": [p.major, p.minor]}
+print(json.dumps(said))
+"""
+
+
+def machine(results: Results, environment: dict[str, str]) -> bool:
+    """Writes down what this machine is. Returns whether it has a GPU."""
+    done = subprocess.run([sys.executable, "-c", _ASK], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SetupError(f"torch does not start: {(done.stderr.splitlines() or ['it said nothing'])[-1]}")
+    said = json.loads(done.stdout.splitlines()[-1])
+    results.put("machine", "told", python=sys.version.split()[0], cores=os.cpu_count(), **said)
+    say(f"torch {said['torch']}, {said['gpu'] or 'no CUDA device: tests are skipped, the benchmark is tiny'}")
+    return bool(said["gpu"])
+
+
+def tests(path: Path) -> list[Item]:
+    options = ["-q", "-p", "no:cacheprovider", "--timeout=150", "--tb=short", f"--igl-results={path}"]
+    return [
+        Item(
+            title=file,
+            arguments=["-m", "pytest", file, *options],
+            limit=limit,
+            finished=lambda results, file=file: results.done(file),
+        )
+        for file, limit in TESTS
+    ]
+
+
+def benchmark(path: Path, environment: dict[str, str], *, tiny: bool) -> list[Item]:
+    """One process for each model and trainer; it holds several cases."""
+    command = [sys.executable, "-m", "workbench.bench.plan", *(["--tiny"] if tiny else [])]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SetupError(f"the benchmark has no plan: {done.stderr.strip().splitlines()[-1]}")
+    return [
+        Item(
+            title=task["title"],
+            arguments=["-m", "workbench.bench.case", json.dumps({**task, "results": str(path)})],
+            limit=task["limit"],
+            finished=lambda results, task=task: all(results.done(case["name"]) for case in task["cases"]),
+        )
+        for task in json.loads(done.stdout)
+    ]
+
+
+def run_all(items: Sequence[Item], results: Results, environment: dict[str, str], end: float) -> list[str]:
+    """Runs what is not done yet until the time is over. Returns the titles of what is left."""
+    left = []
+    for item in items:
+        # A process that dies takes one entry with it; the others of the item get another process.
+        while not item.finished(results):
+            seconds = min(item.limit, end - time.monotonic())
+            if seconds < LEAST:
+                left.append(item.title)
+                break
+            begun = time.monotonic()
+            say(f"{item.title} (at most {seconds:.0f} s)")
+            code = run(item.arguments, environment, seconds)
+            results.reload()
+            took = time.monotonic() - begun
+            if (dead := results.bury()) and not item.finished(results):
+                say(f"{', '.join(dead)}: killed after {took:.0f} s")
+                continue
+            if not item.finished(results):
+                results.put(item.title, "passed" if code == 0 else "failed", code=code, seconds=round(took, 1))
+                break
+    return left
+
+
+def run(arguments: Sequence[str], environment: dict[str, str], seconds: float) -> int:
+    """Exit code; after its time the process is ended with all that it has started."""
+    group: dict[str, Any] = {"start_new_session": True} if os.name != "nt" else {}
+    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=environment, **group)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return -9
+    finally:
+        if process.poll() is None:
+            if group:
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
+            process.wait()
+
+
+def summary(results: Results, left: Sequence[str]) -> int:
+    """0: all is well; 1: something failed; 2: nothing failed, but time ran out."""
+    results.reload()
+    outcomes: dict[str, list[str]] = {}
+    for name, entry in results.entries.items():
+        outcomes.setdefault(entry["outcome"], []).append(name)
+    for outcome in ("failed", "killed"):
+        for name in outcomes.get(outcome, ()):
+            why = str(results.entries[name].get("why", "")).strip().splitlines()
+            say(f"{outcome}: {name} {why[-1][:200] if why else ''}")
+    counted = ", ".join(f"{len(names)} {outcome}" for outcome, names in outcomes.items() if outcome != "told")
+    say(f"{counted or 'nothing was run'}; {results.path}")
+    if left:
+        say(f"Time is over; the same command goes on with {', '.join(left)}")
+    bad = any(outcomes.get(outcome) for outcome in ("failed", "killed"))
+    return 1 if bad else 2 if left else 0
