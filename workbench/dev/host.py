@@ -65,6 +65,23 @@ def import_comfyui(comfyui: Path, base: Path | None = None, *, cpu: bool = True)
     )
 
 
+def dynamic_vram() -> bool:
+    """Switches on what ComfyUI's main.py does on an NVIDIA card: weights come at use. False: it cannot be.
+
+    Has to come before the first model is loaded.
+    """
+    import comfy.memory_management
+    import comfy.model_management as mm
+    import comfy.model_patcher
+    import comfy_aimdo.control as aimdo
+
+    if not aimdo.init() or not aimdo.init_devices(d.index for d in mm.get_all_torch_devices()):
+        return False
+    comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
+    comfy.memory_management.aimdo_enabled = True
+    return True
+
+
 def register_pack() -> None:
     """`import in_graph_lora` means the pack, by file as ComfyUI loads it: the root stays off sys.path."""
     spec = importlib.util.spec_from_file_location(
