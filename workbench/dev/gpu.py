@@ -17,7 +17,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,22 @@ from .. import ROOT
 from .results import Results
 from .steps import SetupError, say
 
+PLAIN, DYNAMIC = False, True
 TESTS = (
-    ("tests/gpu/test_gradients.py", 300),
-    ("tests/gpu/test_given_back.py", 240),
-    ("tests/gpu/test_streaming.py", 180),
-    ("tests/gpu/test_dynamic.py", 240),
-    ("tests/gpu/test_plan.py", 120),
-    ("tests/gpu/test_runs.py", 240),
-    ("tests/gpu/test_speed.py", 240),
+    ("test_gradients", PLAIN, 240),
+    ("test_given_back", DYNAMIC, 180),
+    ("test_gradients", DYNAMIC, 240),
+    ("test_given_back", PLAIN, 180),
+    ("test_streaming", PLAIN, 120),
+    ("test_plan", PLAIN, 90),
+    ("test_plan", DYNAMIC, 90),
+    ("test_speed", DYNAMIC, 90),
+    ("test_runs", PLAIN, 180),
+    ("test_runs", DYNAMIC, 180),
+    ("test_speed", PLAIN, 90),
 )
-"""Files in the order in which they run, and seconds that each may take."""
+"""Files of tests/gpu in the order in which they run, with dynamic VRAM or without it, and seconds that each
+may take."""
 
 LEAST = 15
 """Seconds under which nothing new is begun."""
@@ -49,6 +55,7 @@ class Item:
     """After `python`."""
     limit: float
     finished: Callable[[Results], bool]
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def main(rest: Sequence[str]) -> int:
@@ -66,8 +73,9 @@ def main(rest: Sequence[str]) -> int:
     gpu = machine(results, environment)
     if args.rehearse:
         environment["IGL_REHEARSE_GPU"] = "1"
-    items = [] if args.only == "bench" else tests(results.path)
-    items += [] if args.only == "tests" else benchmark(results.path, environment, tiny=not gpu)
+    environment["IGL_RESULTS"] = str(results.path)
+    items = [] if args.only == "bench" else tests(gpu=gpu)
+    items += [] if args.only == "tests" else benchmark(environment, tiny=not gpu)
     left = run_all(items, results, environment, end)
     return summary(results, left)
 
@@ -150,20 +158,27 @@ def machine(results: Results, environment: dict[str, str]) -> bool:
     return bool(said["gpu"])
 
 
-def tests(path: Path) -> list[Item]:
-    options = ["-q", "-p", "no:cacheprovider", "--timeout=150", "--tb=short", f"--igl-results={path}"]
-    return [
-        Item(
-            title=file,
-            arguments=["-m", "pytest", file, *options],
-            limit=limit,
-            finished=lambda results, file=file: results.done(file),
+def tests(*, gpu: bool) -> list[Item]:
+    """Without a GPU dynamic VRAM cannot be had, and its half is left out."""
+    options = ["-q", "-p", "no:cacheprovider", "--timeout=150", "--tb=short"]
+    items = []
+    for name, dynamic, limit in TESTS:
+        if dynamic and not gpu:
+            continue
+        title = f"tests/gpu/{name}.py" + (" (dynamic VRAM)" if dynamic else "")
+        items.append(
+            Item(
+                title=title,
+                arguments=["-m", "pytest", f"tests/gpu/{name}.py", *options],
+                limit=limit,
+                finished=lambda results, title=title: results.done(title),
+                environment={"IGL_DYNAMIC_VRAM": "1"} if dynamic else {},
+            )
         )
-        for file, limit in TESTS
-    ]
+    return items
 
 
-def benchmark(path: Path, environment: dict[str, str], *, tiny: bool) -> list[Item]:
+def benchmark(environment: dict[str, str], *, tiny: bool) -> list[Item]:
     """One process for each model and trainer; it holds several cases."""
     command = [sys.executable, "-m", "workbench.bench.plan", *(["--tiny"] if tiny else [])]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -172,7 +187,7 @@ def benchmark(path: Path, environment: dict[str, str], *, tiny: bool) -> list[It
     return [
         Item(
             title=task["title"],
-            arguments=["-m", "workbench.bench.case", json.dumps({**task, "results": str(path)})],
+            arguments=["-m", "workbench.bench.case", json.dumps(task)],
             limit=task["limit"],
             finished=lambda results, task=task: all(results.done(case["name"]) for case in task["cases"]),
         )
@@ -192,7 +207,7 @@ def run_all(items: Sequence[Item], results: Results, environment: dict[str, str]
                 break
             begun = time.monotonic()
             say(f"{item.title} (at most {seconds:.0f} s)")
-            code = run(item.arguments, environment, seconds)
+            code = run(item.arguments, {**environment, **item.environment}, seconds)
             results.reload()
             took = time.monotonic() - begun
             if (dead := results.bury()) and not item.finished(results):
