@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer.config import PRECISIONS, MemoryConfig
+from ..trainer.config import BASE_PRECISIONS, FITS, PRECISIONS, MemoryConfig
 from .sockets import CATEGORY, Memory
 
 _D = MemoryConfig()
@@ -52,6 +52,31 @@ class TrainMemory(io.ComfyNode):
                     optional=True,
                     tooltip="Share of the model's blocks that stay in system memory and come to the card for"
                     " their turn. 0: all of the model is on the card. For models that do not fit.",
+                ),
+                io.Combo.Input(
+                    "fit",
+                    options=list(FITS),
+                    default=_D.fit,
+                    optional=True,
+                    tooltip="auto: what fits the free memory and is fastest is chosen, and said. manual: as"
+                    " checkpointing, streamed, base_precision and offload_activations say.",
+                ),
+                io.Combo.Input(
+                    "base_precision",
+                    options=list(BASE_PRECISIONS),
+                    default=_D.base_precision,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What the model's blocks are held in while the LoRA trains. fp8 and int8 take"
+                    " half of bf16's memory. The model on the canvas stays as it is.",
+                ),
+                io.Boolean.Input(
+                    "offload_activations",
+                    default=_D.offload_activations,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What checkpointed blocks keep lies in system memory: for large batches and"
+                    " resolutions.",
                 ),
             ],
             outputs=[Memory.Output(display_name="memory", tooltip="For Train LoRA.")],

@@ -137,6 +137,8 @@ OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "prodigy", "schedule_fr
 SCHEDULES = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
 CAPTION_SYNTAXES = ("text", "comfyui")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+FITS = ("auto", "manual")
+BASE_PRECISIONS = ("as loaded", "fp8", "int8")
 
 
 def _check_choice(field_name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -315,11 +317,20 @@ class MemoryConfig:
     """What the network computes in; "auto" is what ComfyUI chose for it."""
     compile: bool = False
     """torch.compile for each block: slower start, faster steps."""
+    fit: str = "auto"
+    """auto: checkpointing, streamed, base_precision and offload_activations are chosen by what fits
+    (`memory.plan`); manual: they are taken as they are."""
+    base_precision: str = "as loaded"
+    """What the frozen weights of the blocks are held in for the run; the model itself stays what it is."""
+    offload_activations: bool = False
+    """What checkpointed blocks keep until their recomputation lies in host memory."""
 
     def __post_init__(self) -> None:
         _check_range(self, 0, math.inf, "checkpointing", hint="0: off")
         _check_range(self, 0, 1, "streamed", hint="0: the whole model is on the device")
         _check_choice("precision", self.precision, PRECISIONS)
+        _check_choice("fit", self.fit, FITS)
+        _check_choice("base_precision", self.base_precision, BASE_PRECISIONS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

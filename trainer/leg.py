@@ -54,7 +54,10 @@ class Leg:
         """
         config, destination = session.config, session.destination
         names = (destination.file_names, destination.text_file_names)
-        with session.lend() as loan, prepared(loan, config, *names, session.start) as (trained, objective):
+        with (
+            session.lend(config.memory) as loan,
+            prepared(loan, config, *names, session.start) as (trained, objective),
+        ):
             fp16 = loan.denoiser.half_precision == torch.float16
             updater = Updater(trained.groups, config, session.steps, fp16=fp16)
             leg = cls(session, loan, trained, objective, updater, checkpoint)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from .config import MemoryConfig
 from .memory.streaming import Packed
 from .noise import NoiseProcess
 
@@ -92,5 +93,5 @@ class Loan:
     """The text encoder, when it is trained too."""
 
 
-Lend = Callable[[], AbstractContextManager[Loan]]
-"""Lends the models; may be called again when the loan before has ended."""
+Lend = Callable[[MemoryConfig], AbstractContextManager[Loan]]
+"""Lends the models; may be called again, also with other levers, when the loan before has ended."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from in_graph_lora.trainer.adapters.inject import Adapter, injected
-from in_graph_lora.trainer.config import AdapterConfig
+from in_graph_lora.trainer.config import AdapterConfig, MemoryConfig
 from in_graph_lora.trainer.host.model import HostDenoiser, borrowed
 from in_graph_lora.trainer.host.noise import noise_process
 from in_graph_lora.trainer.noise import Noised, add_noise
@@ -59,7 +59,7 @@ def adapted(
     """The model borrowed, with an adapter of which no weight is zero."""
     with (
         torch.inference_mode(False),
-        borrowed(c.patcher, streamed) as denoiser,
+        borrowed(c.patcher, MemoryConfig(fit="manual", streamed=streamed)) as denoiser,
         injected(
             denoiser.net,
             AdapterConfig(rank=2, targets=targets, **config),

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from in_graph_lora.trainer.config import DataConfig, OptimizerConfig, TrainConfig
+from in_graph_lora.trainer.config import DataConfig, MemoryConfig, OptimizerConfig, TrainConfig
 from in_graph_lora.trainer.data.cache import SampleCache, TrainingData
 from in_graph_lora.trainer.data.records import Dataset
 from in_graph_lora.trainer.data.scan import scan_folder
@@ -134,8 +134,8 @@ def lend(patcher: Any) -> Lend:
     """Loans of this model alone."""
 
     @contextmanager
-    def loan() -> Iterator[Loan]:
-        with borrowed(patcher) as denoiser:
+    def loan(memory: MemoryConfig) -> Iterator[Loan]:
+        with borrowed(patcher, memory) as denoiser:
             yield Loan(denoiser=denoiser)
 
     return loan

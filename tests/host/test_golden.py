@@ -78,7 +78,9 @@ CASES |= {
     "sd15-preservation": GoldenCase(
         "sd15", {"prior": PriorConfig(method="output_preservation", class_prompt="a figurine")}
     ),
-    "flux1-checkpointed": GoldenCase("flux1", {"optimizer": _RATE, "memory": MemoryConfig(checkpointing=1)}),
+    "flux1-checkpointed": GoldenCase(
+        "flux1", {"optimizer": _RATE, "memory": MemoryConfig(fit="manual", checkpointing=1)}
+    ),
 }
 CASES |= {
     f"sd15-{kind}": GoldenCase("sd15", {"optimizer": _RATE, "adapter": AdapterConfig(kind=kind, rank=4)})

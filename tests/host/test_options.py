@@ -116,7 +116,7 @@ def test_a_starting_file_with_keys_that_fit_nowhere_is_refused_by_name(loaded, p
 @pytest.mark.parametrize("every", [1, 2])
 def test_checkpointing_changes_no_bit_of_the_result(loaded, pictures, every):
     plain = run(loaded, pictures)
-    saved = run(loaded, pictures, memory=MemoryConfig(checkpointing=every))
+    saved = run(loaded, pictures, memory=MemoryConfig(fit="manual", checkpointing=every))
     for key, tensor in plain.lora.items():
         torch.testing.assert_close(saved.lora[key], tensor, rtol=1e-5, atol=1e-7)
 
@@ -156,9 +156,9 @@ def test_missing_class_pictures_are_made_by_the_untouched_model_and_used_again(l
     [
         ({"data": DataConfig(batch_size=2, resolution=64)}, "batch_size to 1 and accumulation to 2"),
         ({}, "checkpointing to 1"),
-        ({"memory": MemoryConfig(checkpointing=1)}, r"streamed to 0\.5"),
-        ({"memory": MemoryConfig(checkpointing=1, streamed=0.5)}, r"streamed to 1 "),
-        ({"memory": MemoryConfig(checkpointing=1, streamed=1)}, "lower the resolution"),
+        ({"memory": MemoryConfig(fit="manual", checkpointing=1)}, r"streamed to 0\.5"),
+        ({"memory": MemoryConfig(fit="manual", checkpointing=1, streamed=0.5)}, r"streamed to 1 "),
+        ({"memory": MemoryConfig(fit="manual", checkpointing=1, streamed=1)}, "lower the resolution"),
     ],
 )
 def test_out_of_memory_keeps_its_type_and_names_the_next_lever(loaded, pictures, sections, lever, request):

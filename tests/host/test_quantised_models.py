@@ -141,7 +141,7 @@ def test_three_steps_learn_and_leave_the_model_as_it_was(name: str, tmp_path: An
     patcher = load(FORMATS[name])
     before = weight_hash(patcher.model), identities(patcher.model)
     plain = train_engine(patcher, data_of(patcher), config(), tmp_path / "plain")
-    memory = MemoryConfig(checkpointing=1)
+    memory = MemoryConfig(fit="manual", checkpointing=1)
     saving = train_engine(patcher, data_of(patcher), config(memory=memory), tmp_path / "saving")
     assert (weight_hash(patcher.model), identities(patcher.model)) == before
     assert plain.losses == saving.losses

@@ -129,7 +129,7 @@ CONFIG = TrainConfig(
     adapter=AdapterConfig(rank=2),
     optimizer=OptimizerConfig(learning_rate=1e-3),
     data=DataConfig(resolution=64, batch_size=2),
-    memory=MemoryConfig(checkpointing=1),
+    memory=MemoryConfig(fit="manual", checkpointing=1),
 )
 
 
@@ -143,7 +143,7 @@ def test_a_streamed_training_gives_the_lora_of_a_resident_one_also_after_an_erro
             return dict(train_on_loaded(*models, dataset, config, lambda event: None, new_run=new_run).lora)
 
     resident = trained(CONFIG, True)
-    away = replace(CONFIG, name="away", memory=MemoryConfig(streamed=0.7))
+    away = replace(CONFIG, name="away", memory=MemoryConfig(fit="manual", streamed=0.7))
     with failing_at(25), pytest.raises(OSError, match="the model's file is gone"):
         trained(away, True)
     assert (weight_hash(loaded.model.model), identities(loaded.model.model)) == before

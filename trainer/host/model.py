@@ -16,6 +16,7 @@ import comfy.samplers
 import torch
 from torch import Tensor, nn
 
+from ..config import MemoryConfig
 from ..errors import ModelError
 from ..families import Family, family_of
 from ..memory.blocks import blocks, by_class
@@ -29,6 +30,9 @@ from .quantised import packed, quantised_layers_differentiable
 if TYPE_CHECKING:
     from comfy.model_base import BaseModel
     from comfy.model_patcher import ModelPatcher
+
+RESIDENT = MemoryConfig(fit="manual")
+"""The whole model on the device."""
 
 Condition = dict[str, Any]
 """One sample's arguments for the network: name → ComfyUI's COND object, batch size 1."""
@@ -189,14 +193,15 @@ def _brought(patcher: ModelPatcher, streamed: float) -> torch.device | None:
 
 
 @contextmanager
-def borrowed(patcher: ModelPatcher, streamed: float = 0.0) -> Iterator[HostDenoiser]:
+def borrowed(patcher: ModelPatcher, memory: MemoryConfig = RESIDENT) -> Iterator[HostDenoiser]:
     """The loaded model, ready for autograd. Must be entered outside inference mode.
 
-    streamed: share of the blocks that stay in host memory.
+    memory: `streamed` and `base_precision` count, whatever `fit` says.
     On every way out parameters, buffers, sampling object and flags are the original objects again.
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError("borrowed() needs torch.inference_mode(False) around it")
+    streamed = memory.streamed
     staged_on = _brought(patcher, streamed)
     model = patcher.model
     sampling = patcher.get_model_object("model_sampling")  # a ModelSampling node may have put another there

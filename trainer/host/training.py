@@ -13,7 +13,7 @@ import torch
 from ..adapters.lora_file import read_lora
 from ..adapters.readers import read_start
 from ..adapters.start import StartingLora
-from ..config import TrainConfig
+from ..config import MemoryConfig, TrainConfig
 from ..data.cache import SampleCache, cut_to_fit
 from ..data.records import Dataset
 from ..errors import shortened
@@ -111,12 +111,10 @@ def train_on_loaded(
         data = cache.build(dataset, config, train_text=train_text)
 
         @contextmanager
-        def lend() -> Iterator[Loan]:
+        def lend(memory: MemoryConfig) -> Iterator[Loan]:
             with ExitStack() as loans:
                 _make_room(model, clip if train_text else None)
-                denoiser = loans.enter_context(
-                    borrowed(_computing_in(model, config.memory.precision), config.memory.streamed)
-                )
+                denoiser = loans.enter_context(borrowed(_computing_in(model, memory.precision), memory))
                 text = loans.enter_context(borrowed_clip(texts)) if train_text else None
                 yield Loan(denoiser=denoiser, text=text)
 

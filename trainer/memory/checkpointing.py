@@ -70,6 +70,7 @@ def _checkpoint(block: nn.Module) -> Callable[..., Any]:
             traceback.clear_frames(error.__traceback__)
             raise
 
+    checkpointed_forward.__wrapped__ = forward  # type: ignore[attr-defined]
     return checkpointed_forward
 
 
@@ -94,6 +95,7 @@ def _refuse_overwriting(
     needed = [(t, t._version) for t in _tensors([*args, *kwargs.values()])]
 
     def pack(t: Tensor) -> Tensor:
+        t = t.detach()  # with its place in the graph it would hold itself, and stay for ever
         needed.append((t, t._version))
         return t
 

@@ -146,7 +146,7 @@ class Ours(_OnLoaded):
             steps=job.steps,
             adapter=AdapterConfig(rank=job.rank, targets=job.options.get("targets", "attention")),
             data=DataConfig(batch_size=job.batch),
-            memory=MemoryConfig(checkpointing=job.options.get("checkpointing", 0)),
+            memory=MemoryConfig(fit="manual", checkpointing=job.options.get("checkpointing", 0)),
         )
 
         def emit(event: Event) -> None:
@@ -154,8 +154,8 @@ class Ours(_OnLoaded):
                 started.append(event)
 
         @contextmanager
-        def lend() -> Iterator[Loan]:
-            with borrowed(self.patcher) as denoiser:
+        def lend(memory: MemoryConfig) -> Iterator[Loan]:
+            with borrowed(self.patcher, memory) as denoiser:
                 self._training = denoiser
                 yield Loan(denoiser=denoiser)
 

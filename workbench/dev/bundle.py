@@ -74,7 +74,7 @@ _GLIBC = (39, 34, 31, 28, 27, 24, 17, 12, 5)
 
 
 def main(rest: Sequence[str], python: Path, comfy: Path) -> int:
-    parser = argparse.ArgumentParser(prog="dev.py bundle", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="dev.py bundle", description="Collect what a CUDA machine lacks.")
     parser.add_argument("folder", type=Path, help="is made, or made anew")
     parser.add_argument("--python", default="3.12", metavar="3.N", help="of the machine; default: 3.12")
     args = parser.parse_args(rest)
@@ -159,7 +159,7 @@ def name_of(requirement: str) -> str:
 def trim(wheel: Path, pattern: str) -> None:
     """Takes files out of a wheel, and out of its list of files."""
     with zipfile.ZipFile(wheel) as whole:
-        kept = {i.filename: whole.read(i) for i in whole.infolist() if not fnmatch.fnmatch(i.filename, pattern)}
+        kept = {name: whole.read(name) for name in whole.namelist() if not fnmatch.fnmatch(name, pattern)}
     record = next(name for name in kept if name.endswith(".dist-info/RECORD"))
     lines = kept[record].decode().splitlines()
     lines = [line for line in lines if not fnmatch.fnmatch(line.partition(",")[0], pattern)]
@@ -205,7 +205,8 @@ def tell(folder: Path, about: dict, expected: dict[str, str]) -> None:
 
 def size(path: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
-    return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return sum(p.stat().st_size for p in files)
 
 
 def check_size(folder: Path, most: int = MOST_BYTES) -> None:

@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import ROOT
+from . import comfyui
 from .results import Results
 from .steps import SetupError, say
 
@@ -59,7 +59,7 @@ class Item:
 
 
 def main(rest: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="dev.py gpu", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="dev.py gpu", description="Run the GPU tests and the benchmark.")
     parser.add_argument("--bundle", type=Path, required=True, help="what `dev.py bundle` made")
     parser.add_argument("--minutes", type=float, default=25, help="of the whole call")
     parser.add_argument("--only", choices=["tests", "bench"])
@@ -84,7 +84,7 @@ def prepared(bundle: Path) -> dict[str, str]:
     """Unpacks the bundle, once, and returns the environment of all that uses it."""
     about_file = bundle / "bundle.json"
     if not about_file.exists():
-        raise SetupError(f"{bundle} is no bundle; make one where there is internet: python dev.py bundle FOLDER")
+        raise SetupError(f"{bundle} is no bundle; make one where there is internet: dev.py bundle FOLDER")
     about = json.loads(about_file.read_text(encoding="utf-8"))
     check_machine(about)
     site, comfy = bundle / "site", bundle / "ComfyUI"
@@ -92,19 +92,15 @@ def prepared(bundle: Path) -> dict[str, str]:
         say("Installing the bundle's wheels")
         part = bundle / "site.part"
         shutil.rmtree(part, ignore_errors=True)
-        command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-compile", "--quiet",
-                   "--disable-pip-version-check", "--target", str(part),
-                   *map(str, sorted((bundle / "wheels").glob("*.whl")))]  # fmt: skip
+        wheels = sorted(map(str, (bundle / "wheels").glob("*.whl")))
+        command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-compile",
+                   "--quiet", "--disable-pip-version-check", "--target", str(part), *wheels]  # fmt: skip
         env = {k: v for k, v in os.environ.items() if k != "PIP_FIND_LINKS"}
         if subprocess.call(command, env=env):
             raise SetupError("pip could not install the bundle's wheels; its own words above say why")
         part.rename(site)
     if not comfy.exists():
-        part = bundle / "ComfyUI.part"
-        shutil.rmtree(part, ignore_errors=True)
-        with tarfile.open(bundle / "ComfyUI.tar.xz") as tar:
-            tar.extractall(part, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
-        (part / "ComfyUI").rename(comfy)
+        comfyui.unpack(bundle / "ComfyUI.tar.xz", "ComfyUI", comfy)
     return {
         **os.environ,
         "PYTHONPATH": str(site),
@@ -214,7 +210,7 @@ def run_all(items: Sequence[Item], results: Results, environment: dict[str, str]
                 say(f"{', '.join(dead)}: killed after {took:.0f} s")
                 continue
             if not item.finished(results):
-                results.put(item.title, "passed" if code == 0 else "failed", code=code, seconds=round(took, 1))
+                results.put(item.title, "failed" if code else "passed", code=code, seconds=round(took, 1))
                 break
     return left
 

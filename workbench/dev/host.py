@@ -14,7 +14,6 @@ from .. import ROOT
 from . import base, comfyui, stand_ins
 from .steps import SetupError
 
-
 _PRIVATE: list[Path] = []
 
 
