@@ -119,7 +119,6 @@ def run_case(rows: list[Row], entries: list[Entry], args: argparse.Namespace) ->
     first = rows[0]
     task = {
         "model": first.model,
-        "file": str(ROOT / ".cache" / "checkpoints" / f"bench-{first.model}.safetensors"),
         "trainers": [{"trainer": e.trainer, "options": e.options} for e in entries],
         "resolution": first.resolution,
         "batch": first.batch,

@@ -114,14 +114,14 @@ def check_machine(about: dict[str, Any]) -> None:
     own = ".".join(map(str, sys.version_info[:2]))
     if own != about["python"]:
         raise SetupError(
-            f"the bundle was made for Python {about['python']} and this is {own}; start dev.py with that one, or"
-            f" make the bundle with --python {own}"
+            f"the bundle was made for Python {about['python']} and this is {own}; start dev.py with that one,"
+            f" or make the bundle with --python {own}"
         )
     missing = [name for name in about["expected"] if not _installed(name)]
     if missing:
         raise SetupError(
-            f"this Python lacks {', '.join(missing)}, which a bundle expects; start dev.py with the Python that"
-            " has torch"
+            f"this Python lacks {', '.join(missing)}, which a bundle expects; start dev.py with the Python"
+            " that has torch"
         )
 
 
