@@ -42,6 +42,9 @@ TESTS = (
 """Files of tests/gpu in the order in which they run, with dynamic VRAM or without it, and seconds that each
 may take."""
 
+BAD = ("failed", "killed", "broken")
+"""broken: a process that did not come as far as its first entry; it is tried again by the next call."""
+
 LEAST = 15
 """Seconds under which nothing new is begun."""
 
@@ -73,6 +76,8 @@ def main(rest: Sequence[str]) -> int:
     gpu = machine(results, environment)
     if args.rehearse:
         environment["IGL_REHEARSE_GPU"] = "1"
+    if not gpu:
+        environment["OMP_NUM_THREADS"] = "1"
     environment["IGL_RESULTS"] = str(results.path)
     items = [] if args.only == "bench" else tests(gpu=gpu)
     items += [] if args.only == "tests" else benchmark(environment, tiny=not gpu)
@@ -210,7 +215,8 @@ def run_all(items: Sequence[Item], results: Results, environment: dict[str, str]
                 say(f"{', '.join(dead)}: killed after {took:.0f} s")
                 continue
             if not item.finished(results):
-                results.put(item.title, "failed" if code else "passed", code=code, seconds=round(took, 1))
+                outcome = {0: "passed", 1: "failed"}.get(code, "broken")
+                results.put(item.title, outcome, code=code, seconds=round(took, 1))
                 break
     return left
 
@@ -238,13 +244,13 @@ def summary(results: Results, left: Sequence[str]) -> int:
     outcomes: dict[str, list[str]] = {}
     for name, entry in results.entries.items():
         outcomes.setdefault(entry["outcome"], []).append(name)
-    for outcome in ("failed", "killed"):
+    for outcome in BAD:
         for name in outcomes.get(outcome, ()):
             why = str(results.entries[name].get("why", "")).strip().splitlines()
             say(f"{outcome}: {name} {why[-1][:200] if why else ''}")
     counted = ", ".join(f"{len(names)} {outcome}" for outcome, names in outcomes.items() if outcome != "told")
-    say(f"{counted or 'nothing was run'}; {results.path}")
+    say(f"{counted or 'nothing was run'}; {results.path}; the table: dev.py bench --table FILE")
     if left:
         say(f"Time is over; the same command goes on with {', '.join(left)}")
-    bad = any(outcomes.get(outcome) for outcome in ("failed", "killed"))
+    bad = any(outcomes.get(outcome) for outcome in BAD)
     return 1 if bad else 2 if left else 0
