@@ -82,9 +82,11 @@ def measure_each(task: dict[str, Any], results: Results) -> None:
         except torch.OutOfMemoryError as error:
             results.put(case["name"], "measured", case=about, failure="out of memory", why=str(error)[:500])
         except Exception as error:  # noqa: BLE001 - whatever it is, the cases after it are measured
-            results.put(case["name"], "failed", case=about, why=f"{traceback.format_exc()[-2000:]}\n{error!r}")
+            why = f"{traceback.format_exc()[-2000:]}\n{error!r}"
+            results.put(case["name"], "failed", case=about, why=why)
         trainer = None
-        torch.cuda.empty_cache() if torch.cuda.is_available() else None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _trainer(about: dict[str, Any]) -> Any:

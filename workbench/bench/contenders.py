@@ -245,7 +245,8 @@ class Diffusers:
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-        adapted = Adapted(sum(hasattr(m, "lora_A") for m in net.modules()), sum(p.numel() for p in parameters))
+        layers = sum(hasattr(m, "lora_A") for m in net.modules())
+        adapted = Adapted(layers, sum(p.numel() for p in parameters))
         net.delete_adapters("default")  # the next case gets the network as it was
         return adapted
 

@@ -118,7 +118,7 @@ class MatrixRate:
 
 
 def cap(gigabytes: float) -> None:
-    """From now on the card has only so much memory, for torch and for whoever asks torch how much there is."""
+    """From now on the card has only so much memory, for torch and for who asks torch how much there is."""
     most = int(gigabytes * 2**30)
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, most / total))

@@ -152,7 +152,8 @@ def _flux_to_diffusers(weights: dict[str, Tensor], **options: Any) -> dict[str, 
 
 
 FLUX: dict[str, Any] = {
-    "config": "Flux", "text": (512, 4096), "pooled": 768, "latent_channels": 16, "flow": True, "guidance": True,
+    "config": "Flux", "text": (512, 4096), "pooled": 768, "latent_channels": 16,
+    "flow": True, "guidance": True,
     "sizes": {
         "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 768,
         "context_in_dim": 4096, "hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24, "depth": 19,
@@ -215,7 +216,9 @@ MODELS = {
         **FLUX
         | {
             "text": (16, 4096),
-            "sizes": {**FLUX["sizes"], "hidden_size": 256, "num_heads": 2, "depth": 1, "depth_single_blocks": 2},
+            "sizes": {
+                **FLUX["sizes"], "hidden_size": 256, "num_heads": 2, "depth": 1, "depth_single_blocks": 2,
+            },
             "diffusers_sizes": {
                 "guidance_embeds": True, "num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2,
             },
@@ -226,7 +229,9 @@ MODELS = {
         **FLUX
         | {
             "text": (64, 4096),
-            "sizes": {**FLUX["sizes"], "hidden_size": 1536, "num_heads": 12, "depth": 2, "depth_single_blocks": 6},
+            "sizes": {
+                **FLUX["sizes"], "hidden_size": 1536, "num_heads": 12, "depth": 2, "depth_single_blocks": 6,
+            },
         }
     ),
     "qwen": Model(

@@ -65,7 +65,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="of the CPU; 1 is disturbed least by others")
     parser.add_argument("--quick", action="store_true", help="does it run? A small model, two steps")
     parser.add_argument("--streaming", action="store_true", help="only what streaming costs on the CPU")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of `dev.py gpu`'s results")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of dev.py gpu")
     parser.add_argument("--out", type=Path, help="default: bench-<time>.json in the project's folder")
     args = parser.parse_args()
     if args.table:

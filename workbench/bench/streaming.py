@@ -1,7 +1,7 @@
 """`python dev.py bench --streaming`: what streaming costs where the device is the CPU.
 
-Bytes moved and the ring's size are those of a GPU. Time is not: a copy within the memory stands for the way to
-the card, and nothing computes meanwhile.
+Bytes moved and the ring's size are those of a GPU. Time is not: a copy within the memory stands for the way
+to the card, and nothing computes meanwhile.
 """
 
 from __future__ import annotations
