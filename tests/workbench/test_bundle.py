@@ -294,3 +294,32 @@ def test_networks_are_of_the_real_size_in_comfyui_and_in_diffusers(repo_root: Pa
     assert two == 2 * one
     # Each weight of a block is used once for a token of its stream, at two operations.
     assert 0.5 < one / (2 * weights * tokens) < 1.1
+
+
+DYNAMIC = """
+import sys
+from pathlib import Path
+from workbench.dev import host
+host.import_comfyui(Path(sys.argv[1]))
+import comfy.memory_management, comfy.model_patcher
+import comfy_aimdo.control as aimdo
+before = comfy.model_patcher.CoreModelPatcher
+asked = []
+aimdo.init = lambda: True
+aimdo.init_devices = lambda devices: asked.extend(devices) or works
+for works in (False, True):
+    assert host.dynamic_vram() == works == comfy.memory_management.aimdo_enabled
+    assert (comfy.model_patcher.CoreModelPatcher is comfy.model_patcher.ModelPatcherDynamic) == works
+    assert works or comfy.model_patcher.CoreModelPatcher is before
+assert len(asked) == 2
+"""
+
+
+def test_dynamic_vram_is_switched_on_as_comfyui_does_it_or_not_at_all(repo_root: Path, comfyui: Path) -> None:
+    """What ComfyUI's main.py sets is set; whether weights then come at use only a GPU shows."""
+    text = (comfyui / "main.py").read_text(encoding="utf-8")
+    for line in ("CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic", "aimdo_enabled = True"):
+        assert line in text
+    command = [sys.executable, "-c", DYNAMIC, str(comfyui)]
+    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
