@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..trainer.events import Event, Notice, Phase, PreviewSaved, StepDone, Validated
+from ..trainer.events import Event, Notice, Phase, Planned, PreviewSaved, StepDone, Validated
 from ..trainer.host.active import ActiveRun
 from ..trainer.host.progress import NodeProgress
 
@@ -24,6 +24,7 @@ class Reporter:
         self.progress = NodeProgress(node_id)
         self.training = training
         self.notices: list[str] = []
+        self.plan = ""
         self._sent = 0.0
         self._done, self._of = 0, 1
 
@@ -31,6 +32,9 @@ class Reporter:
         if isinstance(event, Phase):
             self.progress.update(event.done, event.total)
             self.progress.text(f"{event.name} {event.done + 1}/{event.total}")
+        elif isinstance(event, Planned):
+            self.plan = event.line
+            self.progress.text(event.line)
         elif isinstance(event, StepDone):
             self._step(event)
         elif isinstance(event, PreviewSaved):

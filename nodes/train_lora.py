@@ -227,6 +227,7 @@ class TrainLoRA(io.ComfyNode):
             "lora_path": str(result.path),
             "run_dir": str(result.run),
             "loss_curve": str(result.loss_curve),
+            "plan": emit.plan,
             "notices": emit.notices,
         }
         ui: dict[str, Any] = {"run": [shown]}

@@ -19,6 +19,13 @@ class Phase:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Planned:
+    """What the run will take, before it begins: `memory.report.Plan.line`."""
+
+    line: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunStarted:
     steps: int
     samples: int
@@ -74,5 +81,5 @@ class Notice:
         object.__setattr__(self, "message", readable(self.message))
 
 
-Event = Phase | RunStarted | StepDone | CheckpointSaved | Validated | PreviewSaved | Notice
+Event = Phase | Planned | RunStarted | StepDone | CheckpointSaved | Validated | PreviewSaved | Notice
 Emit = Callable[[Event], None]

@@ -124,6 +124,10 @@ def _sync_folder(folder: Path) -> None:
             os.close(fd)
 
 
+def write_text(path: Path, text: str) -> None:
+    write_whole(path, text.encode())
+
+
 def write_json(path: Path, value: Any) -> None:
     write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
 

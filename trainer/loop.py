@@ -45,6 +45,11 @@ class TrainState:
     whole: bool = True
     """False while the weights are between two steps; after an error in there they fit no step."""
 
+    def reset(self) -> None:
+        """To the beginning of a run."""
+        self.step = self.skipped = self.skipped_in_a_row = 0
+        self.losses, self.whole = [], True
+
     def advance(self, result: StepResult) -> None:
         self.step += 1
         self.losses.append(result.loss)

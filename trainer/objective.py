@@ -59,7 +59,7 @@ class Objective:
     def draw(self, group: Sequence[CachedSample], generator: torch.Generator) -> Drawn:
         """All random draws of a group, on the CPU, in a fixed order."""
         config, process = self.config, self.denoiser.process
-        device = next(self.denoiser.net.parameters()).device
+        device = self.denoiser.device
         x_0 = torch.stack([s.latent for s in group])
         sigma = draw_sigma(process, config, len(group), x_0[0, 0].numel() / 4, generator)
         noise = torch.randn(x_0.shape, generator=generator)

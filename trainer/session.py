@@ -7,8 +7,10 @@ two legs the model is given back, so that ComfyUI's own sampler can draw preview
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from .adapters.lora_file import read_lora
 from .adapters.start import StartingLora
@@ -19,6 +21,8 @@ from .events import Emit, Event, Notice, Phase
 from .files import clear_unfinished, copy_as_new
 from .leg import Leg
 from .loop import TrainState, train
+from .memory.fallback import Fallback, give_back
+from .memory.report import Plan, levers
 from .ports import Lend, Sampler
 from .runs import steps as step_names
 from .runs.checkpoints import Checkpoint, forget, lora_path, newest, strangers
@@ -61,11 +65,13 @@ def train_lora(
     start: StartingLora | None = None,
     folder: RunFolder | None = None,
     sampler: Sampler | None = None,
+    plan: Plan | None = None,
 ) -> Result:
     """Train, save `<loras>/<name>.safetensors` and keep the run's record below `runs`.
 
     `preflight.check` comes before. steps: of the whole run, `config.total_steps`. start: an existing LoRA to
-    go on from. folder: a run that was stopped, to go on with. sampler: draws the previews. When a leg is left
+    go on from. folder: a run that was stopped, to go on with. sampler: draws the previews. plan: what the run was
+    told to be able to hold; with fit auto the next levers are chosen by it. When a leg is left
     by an exception or an interrupt, a checkpoint is written first; a requested stop ends the run in order,
     with what there is.
     """
@@ -85,6 +91,7 @@ def train_lora(
         start=start,
         folder=folder,
         sampler=sampler,
+        plan=plan,
     )
     return session.run(session.go_on() if resumed else None)
 
@@ -106,6 +113,7 @@ class Session:
         start: StartingLora | None,
         folder: RunFolder,
         sampler: Sampler | None,
+        plan: Plan | None,
     ) -> None:
         self.lend, self.data, self.config, self.destination = lend, data, config, destination
         self.show, self.check_interrupt, self.stop_requested = show, check_interrupt, stop_requested
@@ -113,6 +121,9 @@ class Session:
         self.steps = steps
         self.state = TrainState()
         self.validation = Validation(config.validation, self.steps)
+        self.fallback = Fallback(plan.measured if plan else None)
+        if plan is not None:
+            folder.write_plan(plan)
         self.previews = Previews(config.preview, sampler, folder, self.steps, self.emit)
         self.board = Board(folder.path, show)
 
@@ -123,10 +134,14 @@ class Session:
         try:
             self._preview()
             while checkpoint is None or (state.step < self.steps and not self.ended()):
-                with Leg.begun(self, checkpoint) as leg:
-                    train(leg, until=self.previews.next_step(state.step))
-                checkpoint = leg.saved
-                self._preview()
+                try:
+                    with Leg.begun(self, checkpoint) as leg:
+                        train(leg, until=self.previews.next_step(state.step))
+                    checkpoint = leg.saved
+                except torch.OutOfMemoryError as error:
+                    checkpoint = self._go_on_leaner(error)
+                else:
+                    self._preview()
         finally:
             self.board.close()
         return self._finish()
@@ -150,6 +165,18 @@ class Session:
             self.validation.add(measured.step, measured.loss)
         self._tell(f"going on from step {step} of {folder.path.name}")
         return checkpoint
+
+    def _go_on_leaner(self, error: torch.OutOfMemoryError) -> Checkpoint | None:
+        """From the last state with the next levers; raises the error when there are none, or none are wanted."""
+        memory = self.fallback.next(self.config.memory)
+        if memory is None:
+            raise error
+        give_back(error)
+        self.config = replace(self.config, memory=memory)
+        self._tell(f"out of memory at step {self.state.step + 1}; going on with {levers(memory)}")
+        self.validation = Validation(self.config.validation, self.steps)
+        self.state.reset()
+        return self.go_on()
 
     @property
     def lora_file(self) -> Path:

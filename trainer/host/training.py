@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import comfy.model_management as mm
@@ -20,6 +21,7 @@ from ..errors import shortened
 from ..events import Emit, Notice
 from ..families import UNLISTED
 from ..files import sha256
+from ..memory.plan import leanest_levers
 from ..ports import Loan
 from ..preflight import check, remarks
 from ..runs.finding import find_run, finished, run_key
@@ -32,6 +34,7 @@ from .encode import HostLatentEncoder, pixel_step
 from .identity import clip_fingerprint, model_fingerprint, vae_fingerprint
 from .model import borrowed, model_family
 from .noise import noise_process
+from .planning import plan_run, wanted
 from .progress import check_interrupt
 from .sample import PreviewSampler
 from .text_model import borrowed_clip
@@ -60,6 +63,7 @@ def train_on_loaded(
     `new_run` starts again. All models come back unchanged, however it ends. ComfyUI's interrupt is raised as
     it is.
     """
+    config = replace(config, memory=wanted(config.memory))
     dataset = dataset.hold_out(config.validation.held_out)
     start = _starting_lora(model, config, emit)
     process = noise_process(model.get_model_object("model_sampling"))
@@ -108,7 +112,6 @@ def train_on_loaded(
             emit=emit,
             check_interrupt=check_interrupt,
         )
-        data = cache.build(dataset, config, train_text=train_text)
 
         @contextmanager
         def lend(memory: MemoryConfig) -> Iterator[Loan]:
@@ -118,6 +121,9 @@ def train_on_loaded(
                 text = loans.enter_context(borrowed_clip(texts)) if train_text else None
                 yield Loan(denoiser=denoiser, text=text)
 
+        plan = plan_run(model, texts, vae, dataset, config, prints, lend, emit, folder=folder)
+        config = replace(config, memory=plan.chosen.memory if plan else leanest_levers(config.memory))
+        data = cache.build(dataset, config, train_text=train_text)
         return train_lora(
             lend,
             data,
@@ -130,6 +136,7 @@ def train_on_loaded(
             stop_requested=stop_requested,
             folder=folder,
             sampler=PreviewSampler(model, clip, vae, config.preview, dataset.resolution),
+            plan=plan,
         )
 
 

@@ -1,4 +1,4 @@
-"""How much memory a piece of work holds and takes: of torch's allocator on a GPU, of live tensors elsewhere."""
+"""What a piece of work holds in memory: by torch's allocator on a GPU, by live tensors elsewhere."""
 
 from __future__ import annotations
 

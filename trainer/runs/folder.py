@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import TrainConfig
-from ..files import not_written, read_json, write_image, write_json
+from ..files import not_written, read_json, write_image, write_json, write_text
+from ..memory.report import Plan
 from ..pictures.loss_curve import loss_curve
 from .log import EventLog
 from .record import Finished, Record
@@ -74,6 +75,10 @@ class RunFolder:
 
     def write_config(self, config: TrainConfig) -> None:
         write_json(self.path / "config.json", config.to_dict())
+
+    def write_plan(self, plan: Plan) -> None:
+        write_json(self.path / "plan.json", plan.to_dict())
+        write_text(self.path / "plan.md", f"{plan.text}\n\n{plan.table}\n")
 
     def write_loss_curve(self, losses: Sequence[float]) -> None:
         write_image(self.loss_curve, loss_curve(losses, len(losses)))

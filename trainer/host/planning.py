@@ -1,0 +1,189 @@
+"""The plan of a run on the models that ComfyUI has loaded: what it will take, before anything is encoded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_management as mm
+import comfy.sample
+import psutil
+import torch
+from torch import Tensor
+
+from ..config import BASE_PRECISIONS, MemoryConfig, TrainConfig
+from ..data.batches import CachedSample
+from ..data.buckets import bucket_size
+from ..data.records import Dataset
+from ..events import Emit, Notice, Phase, Planned
+from ..measure import measure
+from ..memory.blocks import blocks
+from ..memory.plan import Measured
+from ..memory.report import Plan, planned
+from ..ports import Loan
+from ..runs.folder import RunFolder
+from .conditioning import HostTextEncoder
+from .encode import pixel_step
+from .model import model_family
+from .progress import check_interrupt
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import VAE
+
+_KEPT = 8
+_measured: OrderedDict[str, Measured] = OrderedDict()
+"""What was tried out since ComfyUI started: the same run is not tried out again."""
+
+
+def plan_run(
+    model: ModelPatcher,
+    texts: HostTextEncoder,
+    vae: VAE,
+    dataset: Dataset,
+    config: TrainConfig,
+    prints: tuple[str, ...],
+    lend: Callable[[MemoryConfig], AbstractContextManager[Loan]],
+    emit: Emit,
+    *,
+    folder: RunFolder | None = None,
+) -> Plan | None:
+    """Said before anything is encoded. None where it cannot be tried out since not even one block fits.
+
+    config: with `wanted` levers. prints: fingerprints of the models. folder: the run that goes on, which
+    keeps its base precision.
+    """
+    size, batch = _largest(dataset, config, pixel_step(vae, model))
+    samples, cached = _samples(model, texts, dataset, config, size, batch)
+    manual = config.memory.fit == "manual"
+    key = _key(config, prints, samples)
+    if key not in _measured:
+        emit(Phase(name="trying out one step", done=0, total=1))
+        levers = config.memory if manual else _safest(model, config.memory)
+        try:
+            with lend(levers) as loan:
+                _measured[key] = measure(loan, config, samples, check_interrupt=check_interrupt)
+        except torch.OutOfMemoryError:
+            if manual:
+                raise
+            mm.soft_empty_cache()
+            emit(
+                Notice(
+                    message="one step could not be tried out, for memory is short;"
+                    " the leanest levers are taken"
+                )
+            )
+            return None
+        while len(_measured) > _KEPT:
+            _measured.popitem(last=False)
+    found = replace(_measured[key], cached=cached)
+    free = _free(model)
+    before = folder.config().get("memory", {}).get("base_precision") if folder else None
+    precisions = (before,) if before in BASE_PRECISIONS else BASE_PRECISIONS
+    plan = Plan(
+        batch=f"{batch} × {size[0]}×{size[1]}",
+        chosen=planned(found, config.memory, free, precisions),
+        measured=found,
+        device_free=free,
+        host_free=free if found.on_cpu else psutil.virtual_memory().available,
+        precisions=precisions,
+        device="machine" if found.on_cpu else "card",
+    )
+    emit(Planned(line=plan.line))
+    for warning in plan.warnings:
+        emit(Notice(message=warning))
+    return plan
+
+
+def wanted(memory: MemoryConfig) -> MemoryConfig:
+    """With fit auto the levers are chosen, so what the widgets say is no wish, and no part of a run's key."""
+    if memory.fit == "manual":
+        return memory
+    return MemoryConfig(precision=memory.precision, compile=memory.compile)
+
+
+def _largest(dataset: Dataset, config: TrainConfig, step: int) -> tuple[tuple[int, int], int]:
+    """((width, height) of the largest bucket, pictures that go through the network at once)."""
+    used = [r for r in dataset.records if r.role != "class" or config.prior.uses_pictures]
+    sizes = {bucket_size(*r.size, resolution=dataset.resolution, step=step) for r in used}
+    return max(sizes, key=lambda s: (s[0] * s[1], s)), min(config.data.batch_size, max(1, dataset.shown))
+
+
+def _samples(
+    model: ModelPatcher,
+    texts: HostTextEncoder,
+    dataset: Dataset,
+    config: TrainConfig,
+    size: tuple[int, int],
+    batch: int,
+) -> tuple[list[CachedSample], int]:
+    """A batch with latents of this size and the longest caption, and the bytes that a whole dataset takes."""
+    empty = torch.zeros([1, 4, size[1] // 8, size[0] // 8])
+    shape = comfy.sample.fix_empty_latent_channels(model, empty, 8).shape[1:]
+    latent = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    caption = max((r.caption for r in dataset.records), key=len)
+    live = config.optimizer.text_encoder_lr > 0
+    with torch.no_grad():
+        condition = None if live else texts.encode(caption, latent)
+        prior = config.prior
+        kept = texts.encode(prior.class_prompt, latent) if prior.preserves_output else None
+    sample = CachedSample(
+        latent=latent,
+        conditioning=condition,
+        key="plan",
+        caption=caption,
+        empty=condition,
+        class_conditioning=kept,
+    )
+    each = latent.numel() * latent.element_size() + sum(_bytes(c) for c in (condition, kept))
+    return [sample] * batch, each * len(dataset.records)
+
+
+def _bytes(condition: Any) -> int:
+    if condition is None:
+        return 0
+    values = [v for c in condition.values() for v in (c.cond if isinstance(c.cond, list) else [c.cond])]
+    return sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
+
+
+def _safest(model: ModelPatcher, memory: MemoryConfig) -> MemoryConfig:
+    """Resident where the model fits with room to spare or has no blocks, otherwise all blocks streamed."""
+    roomy = mm.is_device_cpu(model.load_device) or model.model_size() < 0.6 * _free(model)
+    roomy = roomy or not blocks(model.model.diffusion_model, model_family(model).blocks)
+    return replace(
+        memory,
+        checkpointing=1,
+        streamed=0.0 if roomy else 1.0,
+        base_precision="as loaded",
+        offload_activations=False,
+    )
+
+
+def _free(model: ModelPatcher) -> int:
+    """Bytes that a run may take on the device: what is free, and what ComfyUI's models hold there."""
+    device = model.load_device
+    free = int(mm.get_free_memory(device))
+    if mm.is_device_cpu(device):  # the weights lie there already
+        return free + int(model.model_size())
+    entries = [entry for entry in mm.current_loaded_models if entry.model is not None]
+    held = sum(entry.model_loaded_memory() for entry in entries if entry.device == device)
+    return free + int(held) - int(mm.extra_reserved_memory())
+
+
+def _key(config: TrainConfig, prints: tuple[str, ...], samples: list[CachedSample]) -> str:
+    """Of all that decides what is measured."""
+    settings = config.to_dict()
+    matters = [settings[name] for name in ("adapter", "objective", "prior", "optimizer", "memory")]
+    shapes = [str(tuple(samples[0].latent.shape)), len(samples), _shapes(samples[0].conditioning)]
+    return hashlib.sha256(json.dumps([prints, matters, shapes]).encode()).hexdigest()
+
+
+def _shapes(condition: Any) -> str:
+    if condition is None:
+        return ""
+    return str({k: str(getattr(c.cond, "shape", c.cond)) for k, c in sorted(condition.items())})
