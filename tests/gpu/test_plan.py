@@ -1,4 +1,4 @@
-"""The plan that is made before a run, against what the run then takes."""
+"""The plan that is made before a run, against what the run then takes of the card."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import comfy.model_management as mm
 import pytest
 import torch
 
-from in_graph_lora.trainer.config import MemoryConfig
+from in_graph_lora.trainer.host import training
 
 from .test_given_back import memories, run
 
@@ -17,27 +17,30 @@ pytestmark = pytest.mark.gpu
 WITHIN = 0.1
 
 
-def measured_peak(loaded: Any, pictures: Any, output: Any, memory: MemoryConfig, device: torch.device) -> int:
-    """Bytes of the GPU's memory that torch held at most in a run, its weights included."""
-    mm.unload_all_models()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    run(loaded, pictures, output, memory)
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-
-
-def predicted_peak(loaded: Any, pictures: Any, memory: MemoryConfig) -> int:
-    """PLACE OF THE PLAN: what `trainer/memory/plan.py` says of the same run, in bytes of the card."""
-    pytest.skip("trainer/memory/plan.py is not asked yet: see predicted_peak in tests/gpu/test_plan.py")
-
-
 @memories
 def test_the_predicted_peak_is_within_a_tenth_of_the_measured_one(
-    loaded, pictures, tmp_path, device, memory, record_property: Any
+    loaded, pictures, tmp_path, device, memory, monkeypatch: pytest.MonkeyPatch, record_property: Any
 ):
-    peak = measured_peak(loaded, pictures, tmp_path, memory, device)
-    record_property("measured", peak)
-    predicted = predicted_peak(loaded, pictures, memory)
-    record_property("predicted", predicted)
-    assert abs(predicted - peak) < WITHIN * peak
+    plans, make = [], training.plan_run
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        plans.append(make(*args, **kwargs))
+        return plans[-1]
+
+    def at_step(step: int) -> None:
+        """What was tried out for the plan, encoding and the checked first pass do not count."""
+        if step == 1 and device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+
+    monkeypatch.setattr(training, "plan_run", noted)
+    with torch.inference_mode():
+        mm.unload_all_models()
+    run(loaded, pictures, tmp_path, memory, at_step)
+    (plan,) = plans
+    record_property("predicted", predicted := plan.chosen.device)
+    assert predicted > plan.chosen.weights > 0
+    assert plan.chosen.memory == memory
+    if device.type == "cuda":
+        record_property("measured", peak := torch.cuda.max_memory_allocated())
+        assert abs(predicted - peak) < WITHIN * peak
