@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -119,6 +119,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """The call counts, and whatever else failed or was skipped."""
     if RESULTS is None or (report.when != "call" and report.passed):
         return
-    more = {"why": str(report.longrepr)[-2000:]} if not report.passed else {}
-    seconds = round(report.duration, 3)
-    RESULTS.put(entry(report.nodeid), report.outcome, seconds=seconds, **dict(report.user_properties), **more)
+    more: dict[str, Any] = {"why": str(report.longrepr)[-2000:]} if not report.passed else {}
+    if report.user_properties:
+        more["figures"] = dict(report.user_properties)
+    RESULTS.put(entry(report.nodeid), report.outcome, seconds=round(report.duration, 3), **more)

@@ -202,6 +202,11 @@ def test_when_time_is_over_what_is_left_is_told(tmp_path: Path, capsys) -> None:
     left = gpu.run_all([item("late", "")], results, env(results.path), time.monotonic() + 1)
     assert left == ["late"]
     assert results.entries == {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "LEAST", 0.5)
+        begun = [item("begun", "import time; time.sleep(60)")]
+        assert gpu.run_all(begun, results, env(results.path), time.monotonic() + 2) == ["begun"]
+    assert results.entries == {}
     assert gpu.summary(results, left) == 2
     assert "goes on with late" in capsys.readouterr().out
 
