@@ -48,8 +48,10 @@ def test_bf16_gradients_are_as_near_to_fp32s_as_the_cpus(
     name: str, device: torch.device, record_property: Any
 ) -> None:
     """Within HALF of the CPU's, or as near to the gradients of the same weights in fp32 as the CPU's are."""
-    c = Case(name, torch.bfloat16)
-    right, found = gradients(c), gradients(Case(name, torch.bfloat16, device))
+    c, here = Case(name, torch.bfloat16), Case(name, torch.bfloat16, device)
+    for each in (c, here):  # a CPU takes bf16 weights and computes in fp32, unless it is told
+        each.patcher.set_model_compute_dtype(torch.bfloat16)
+    right, found = gradients(c), gradients(here)
     exact = gradients(widened(c))
     own, theirs = relative(found, exact), relative(right, exact)
     record_property("relative", error := relative(found, right))
