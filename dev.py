@@ -1,4 +1,4 @@
-"""Everything a developer runs: `python dev.py demo | test | server | lint | bench`.
+"""Everything a developer runs: `python dev.py demo | test | server | lint | bench | bundle | gpu`.
 
 Needs nothing but Python's standard library. This file keeps to syntax that old Pythons can parse, so that
 they can say what is wrong instead of showing a SyntaxError; the work is in workbench/dev/.

@@ -128,8 +128,16 @@ def config_class(name: str) -> type:
     return getattr(supported_models, name)
 
 
-def build(tiny: Tiny, seed: int = 0, dtype: torch.dtype = torch.float32) -> comfy.model_patcher.ModelPatcher:
-    """The model as a loader node gives it, on the CPU: its parameters are inference tensors."""
+CPU = torch.device("cpu")
+
+
+def build(
+    tiny: Tiny, seed: int = 0, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> comfy.model_patcher.ModelPatcher:
+    """The model as a loader node gives it: its parameters are inference tensors.
+
+    device: where ComfyUI is to bring it for work; until then it is on the CPU.
+    """
     with torch.inference_mode(False):
         config = config_class(tiny.config)(dict(tiny.unet))
         config.sampling_settings.update(tiny.sampling)
@@ -146,13 +154,16 @@ def build(tiny: Tiny, seed: int = 0, dtype: torch.dtype = torch.float32) -> comf
             patcher = comfy.sd.load_diffusion_model_state_dict(weights, {"dtype": dtype})
             assert patcher is not None, f"ComfyUI does not recognise the tiny {tiny.name}"
             assert type(patcher.model.model_config).__name__ == tiny.config
-            return patcher
+            return patcher if patcher.load_device == device else brought_to(patcher.model, device)
         for m in model.modules():
             for name, p in m.named_parameters(recurse=False):
                 m._parameters[name] = nn.Parameter(p.detach().clone(), requires_grad=False)
-        return comfy.model_patcher.CoreModelPatcher(
-            model, load_device=torch.device("cpu"), offload_device=torch.device("cpu")
-        )
+        return brought_to(model, device)
+
+
+def brought_to(model: Any, device: torch.device) -> comfy.model_patcher.ModelPatcher:
+    """A patcher of this network, as a loader makes it, that ComfyUI brings to another device."""
+    return comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=CPU)
 
 
 class FakeClip:

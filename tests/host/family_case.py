@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -19,8 +20,13 @@ from ..tiny_models import TINY, build, samples
 
 
 class Case:
-    def __init__(self, name: str, dtype: torch.dtype = torch.float32) -> None:
-        self.patcher = build(TINY[name], dtype=dtype)
+    device = torch.device("cpu")
+
+    def __init__(
+        self, name: str, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+    ) -> None:
+        self.name, self.device = name, device or self.device
+        self.patcher = build(TINY[name], dtype=dtype, device=self.device)
         self.sampling = self.patcher.model.model_sampling
         with torch.inference_mode(False):
             self.x_0, self.conditioning = samples(self.patcher, TINY[name], 2)
@@ -29,7 +35,7 @@ class Case:
         process = noise_process(self.sampling)
         sigma = process.sigma(torch.tensor([0.3, 0.6]), process.shift)
         noise = torch.randn(self.x_0.shape, generator=torch.Generator().manual_seed(7))
-        return add_noise(process, self.x_0, noise, sigma)
+        return moved(add_noise(process, self.x_0, noise, sigma), self.device)
 
     def loss(self, denoiser: HostDenoiser) -> Tensor:
         noised = self.noised()
@@ -60,12 +66,22 @@ def adapted(
     with (
         torch.inference_mode(False),
         borrowed(c.patcher, memory) as denoiser,
-        injected(denoiser.net, AdapterConfig(rank=2, targets=targets, **config), seed=1) as adapter,
+        injected(
+            denoiser.net,
+            AdapterConfig(rank=2, targets=targets, **config),
+            seed=1,
+            compute_dtype=denoiser.half_precision,
+            device=denoiser.device,
+        ) as adapter,
     ):
         g = torch.Generator().manual_seed(3)
         for p in adapter.parameters():
-            p.data = 0.2 * torch.randn(p.shape, generator=g, dtype=p.dtype)
+            p.data = 0.2 * torch.randn(p.shape, generator=g, dtype=p.dtype).to(p.device)
         yield denoiser, adapter
+
+
+def moved(noised: Noised, device: torch.device) -> Noised:
+    return replace(noised, **{f.name: getattr(noised, f.name).to(device) for f in fields(noised)})
 
 
 def relative(a: Tensor, b: Tensor) -> float:

@@ -254,7 +254,9 @@ def _make_room(model: ModelPatcher, clip: CLIP | None) -> None:
     if mm.is_device_cpu(device):
         return
     stay = [model] if clip is None else [model, clip.patcher]
-    keep = [m for m in mm.current_loaded_models if any(m.model is s or m.model.is_clone(s) for s in stay)]
+    # Where only the network lives on, ComfyUI's entry has no model any more; `free_memory` passes it over.
+    loaded = ((entry, entry.model) for entry in mm.current_loaded_models)
+    keep = [entry for entry, own in loaded if own is not None and any(own.is_clone(s) for s in stay)]
     mm.free_memory(1e30, device, keep_loaded=keep)
 
 

@@ -1,4 +1,8 @@
-"""One case in a process of its own, so that peaks do not mix: its last line is the results in JSON."""
+"""One process of the benchmark, so that peaks do not mix.
+
+Tasks with trainers that take turns print their results as the last line, in JSON. Tasks of `plan.py` hold one
+trainer and several cases; each result goes into the file named by IGL_RESULTS as soon as there is one.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import logging
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -14,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..dev import host
+from ..dev.results import Results
 
 if TYPE_CHECKING:
     from ..bench.meter import Turns
@@ -26,31 +32,25 @@ def main() -> None:
 
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as base:
-        host.import_comfyui(Path(os.environ["IGL_COMFYUI"]), Path(base), cpu=not torch.cuda.is_available())
         host.register_pack()
-        print(json.dumps(measure(task)))
+        if task.get("cap") and torch.cuda.is_available():
+            from ..bench.meter import cap
+
+            cap(task["cap"])  # before ComfyUI asks how much there is
+        host.import_comfyui(Path(os.environ["IGL_COMFYUI"]), Path(base), cpu=not torch.cuda.is_available())
+        if "cases" in task:
+            measure_each(task, Results(Path(os.environ["IGL_RESULTS"])))
+        else:
+            print(json.dumps(measure(task)))
 
 
 def measure(task: dict[str, Any]) -> list[dict[str, Any]]:
     """One result for each of the task's trainers; several take turns, one step each."""
-    from ..bench.contenders import TRAINERS, Job
     from ..bench.meter import Turns
-    from ..bench.models import MODELS
 
-    file = MODELS[task["model"]].write(Path(task["file"]))
-    trainers = []
-    for entry in task["trainers"]:
-        job = Job(
-            model=task["model"],
-            file=file,
-            resolution=task["resolution"],
-            batch=task["batch"],
-            steps=task["warmup"] + task["steps"],
-            rank=task["rank"],
-            options=entry["options"],
-        )
-        trainers.append(TRAINERS[entry["trainer"]](job))
-        trainers[-1].forward()
+    trainers = [_trainer({**task, **entry}) for entry in task["trainers"]]
+    for trainer in trainers:
+        trainer.forward()
     if len(trainers) == 1:
         return [_run(trainers[0], task, lambda: None)]
     turns = Turns(len(trainers))
@@ -58,6 +58,50 @@ def measure(task: dict[str, Any]) -> list[dict[str, Any]]:
         running = [threads.submit(_run_in_turn, t, task, turns, i) for i, t in enumerate(trainers)]
         turns.start()
         return [r.result() for r in running]
+
+
+def measure_each(task: dict[str, Any], results: Results) -> None:
+    """A case that does not fit is a result; the next one is tried all the same."""
+    import torch
+
+    from ..bench.meter import MatrixRate
+    from ..bench.models import forward_flops
+
+    rate = None
+    for case in task["cases"]:
+        if results.done(case["name"]):
+            continue
+        about = {k: v for k, v in {**task, **case}.items() if k not in ("cases", "limit", "name", "title")}
+        results.put(case["name"], "started")
+        try:
+            trainer = _trainer(about)
+            rate = rate or MatrixRate(trainer.device).flops_per_second
+            found = _run(trainer, task, lambda: None, floors=False)
+            found["flops"] = 2 * forward_flops(task["model"], case["batch"], case["resolution"])
+            results.put(case["name"], "measured", case=about, **found, matrix_rate=rate)
+        except torch.OutOfMemoryError as error:
+            results.put(case["name"], "measured", case=about, failure="out of memory", why=str(error)[:500])
+        except Exception as error:  # noqa: BLE001 - whatever it is, the cases after it are measured
+            why = f"{traceback.format_exc()[-2000:]}\n{error!r}"
+            results.put(case["name"], "failed", case=about, why=why)
+        trainer = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _trainer(about: dict[str, Any]) -> Any:
+    from ..bench.contenders import TRAINERS, Job
+
+    return TRAINERS[about["trainer"]](
+        Job(
+            model=about["model"],
+            resolution=about["resolution"],
+            batch=about["batch"],
+            steps=about["warmup"] + about["steps"],
+            rank=about["rank"],
+            options=about["options"],
+        )
+    )
 
 
 def _run_in_turn(trainer: Any, task: dict[str, Any], turns: Turns, i: int) -> dict[str, Any]:
@@ -72,20 +116,26 @@ def _run_in_turn(trainer: Any, task: dict[str, Any], turns: Turns, i: int) -> di
         turns.leave(i)
 
 
-def _run(trainer: Any, task: dict[str, Any], pause: Callable[[], None]) -> dict[str, Any]:
+def _run(
+    trainer: Any, task: dict[str, Any], pause: Callable[[], None], *, floors: bool = True
+) -> dict[str, Any]:
     from ..bench.meter import Meter
 
-    with Meter(trainer.net, trainer.device, trainer.forward, pause) as meter:
+    with Meter(trainer.net, trainer.device, trainer.forward if floors else None, pause) as meter:
         adapted = trainer.train()
     measured = slice(task["warmup"], None)
+    rings = getattr(trainer, "rings", None)
     return {
         "device": _device_name(trainer.device),
         "steps": [asdict(d) for d in meter.steps[measured]],
         "floors": [asdict(d) for d in meter.floors[measured]],
         "added_memory": meter.added_memory,
+        "peak_memory": meter.peak_memory,
+        "reserved_memory": meter.reserved_memory,
         "samples": meter.samples,
         "layers": adapted.layers,
         "parameters": adapted.parameters,
+        "ring": rings.figures(len(meter.steps)) if rings and rings.made else None,
     }
 
 

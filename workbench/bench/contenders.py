@@ -14,12 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import comfy.model_management as mm
-import comfy.sd
 import torch
 from comfy_extras.nodes_train import TrainLoraNode
 from diffusers import DDPMScheduler
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -35,13 +34,13 @@ from in_graph_lora.trainer.host.model import HostDenoiser, borrowed
 from in_graph_lora.trainer.ports import Loan
 from in_graph_lora.trainer.session import Destination, train_lora
 
-from .models import MODELS, Model
+from .meter import Rings
+from .models import MODELS, Model, loaded, loaded_in_diffusers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
     model: str
-    file: Path
     resolution: int
     batch: int
     steps: int
@@ -65,8 +64,8 @@ class Data:
 
     def __init__(self, job: Job) -> None:
         g = torch.Generator().manual_seed(1)
-        m, side = job.network, job.resolution // 8
-        self.latents = torch.randn(job.batch, m.latent_channels, side, side, generator=g)
+        m = job.network
+        self.latents = torch.randn(m.latent(job.batch, job.resolution), generator=g)
         self.text = torch.randn(job.batch, *m.text, generator=g)
         self.pooled = torch.randn(job.batch, m.pooled, generator=g) if m.pooled else None
 
@@ -87,13 +86,11 @@ def without_adapters(net: nn.Module) -> Iterator[None]:
 
 
 class _OnLoaded:
-    """ComfyUI's model, loaded as its executor does it."""
+    """ComfyUI's model, as a loader node gives it."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.data = job, Data(job)
-        with torch.inference_mode():
-            self.patcher = comfy.sd.load_diffusion_model(str(job.file))
-            mm.load_models_gpu([self.patcher], force_full_load=True)
+        self.patcher = loaded(job.model)
         self.net = type(self.patcher.model.diffusion_model)
         self.device = self.patcher.load_device
 
@@ -146,7 +143,7 @@ class Ours(_OnLoaded):
             steps=job.steps,
             adapter=AdapterConfig(rank=job.rank, targets=job.options.get("targets", "attention")),
             data=DataConfig(batch_size=job.batch),
-            memory=MemoryConfig(fit="manual", checkpointing=job.options.get("checkpointing", 0)),
+            memory=MemoryConfig(**{"fit": "manual", **job.options.get("memory", {})}),
         )
 
         def emit(event: Event) -> None:
@@ -159,7 +156,12 @@ class Ours(_OnLoaded):
                 self._training = denoiser
                 yield Loan(denoiser=denoiser)
 
-        with tempfile.TemporaryDirectory() as folder, torch.inference_mode(), torch.inference_mode(False):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            torch.inference_mode(),
+            torch.inference_mode(False),
+            Rings() as self.rings,
+        ):
             destination = Destination(
                 loras=Path(folder, "loras"),
                 runs=Path(folder, "runs"),
@@ -208,7 +210,7 @@ class Diffusers:
         self.job, self.data = job, Data(job)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.half = torch.bfloat16 if self.device.type == "cuda" else None
-        self.unet = job.network.in_diffusers(job.file, self.half or torch.float32, self.device)
+        self.unet = loaded_in_diffusers(job.model, self.half or torch.float32, self.device)
         self.net = type(self.unet)
         self.text, self.latents = self.data.text.to(self.device), self.data.latents.to(self.device)
         self.scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
@@ -226,6 +228,8 @@ class Diffusers:
         lora_config = LoraConfig(
             r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets
         )
+        if self.job.options.get("checkpointing"):
+            net.enable_gradient_checkpointing()
         net.add_adapter(lora_config)
         cast_training_params(net, torch.float32)
         net.train()
@@ -241,16 +245,19 @@ class Diffusers:
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-        return Adapted(sum(hasattr(m, "lora_A") for m in net.modules()), sum(p.numel() for p in parameters))
+        layers = sum(hasattr(m, "lora_A") for m in net.modules())
+        adapted = Adapted(layers, sum(p.numel() for p in parameters))
+        net.delete_adapters("default")  # the next case gets the network as it was
+        return adapted
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.half, enabled=self.half is not None)
 
     def _noised(self) -> tuple[Tensor, Tensor, Tensor]:
         x, noise = self.latents, torch.randn_like(self.latents)
-        if self.job.model == "flux":
+        if self.job.network.flow:
             sigma = torch.sigmoid(torch.randn(len(x), device=self.device))
-            s = sigma.view(-1, 1, 1, 1)
+            s = sigma.view(-1, *[1] * (x.ndim - 1))
             return (1 - s) * x + s * noise, sigma * 1000, noise - x
         t = torch.randint(1000, (len(x),), device=self.device)
         return self.scheduler.add_noise(x, noise, t), t, noise
@@ -258,8 +265,10 @@ class Diffusers:
     def _predict(self, x: Tensor, t: Tensor) -> Tensor:
         dtype = self.half or torch.float32
         x, text = x.to(dtype), self.text.to(dtype)
-        if self.job.model == "flux":
+        if self.job.network.config == "Flux":
             return self._predict_flux(x, t, text)
+        if self.job.network.config == "QwenImage":
+            return self._predict_qwen(x, t, text)
         added = None
         if self.data.pooled is not None:
             side = self.job.resolution
@@ -283,6 +292,17 @@ class Diffusers:
             img_ids=FluxPipeline._prepare_latent_image_ids(b, h // 2, w // 2, self.device, x.dtype),
         )[0]
         return FluxPipeline._unpack_latents(out, height=8 * h, width=8 * w, vae_scale_factor=8)
+
+    def _predict_qwen(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        b, c, f, h, w = x.shape
+        out = self.unet(
+            QwenImagePipeline._pack_latents(x.transpose(1, 2), b, c, h, w),
+            timestep=(t / 1000).to(x.dtype),
+            encoder_hidden_states=text,
+            encoder_hidden_states_mask=torch.ones(text.shape[:2], dtype=torch.long, device=self.device),
+            img_shapes=[(f, h // 2, w // 2)] * b,
+        )[0]
+        return QwenImagePipeline._unpack_latents(out, 8 * h, 8 * w, vae_scale_factor=8)
 
 
 TRAINERS = {"core": Core, "diffusers": Diffusers, "ours": Ours}

@@ -10,11 +10,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from in_graph_lora.trainer.memory import streaming
+from in_graph_lora.trainer.memory.streaming import Ring
 
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -58,10 +63,70 @@ class Memory:
             CLEAR_REFS.write_text("5")  # the high-water mark begins here
         self.start = _resident("VmRSS")
 
-    def added(self) -> int:
+    def peak(self) -> int:
         """Bytes."""
-        peak = torch.cuda.max_memory_allocated() if self.cuda else _resident("VmHWM")
-        return peak - self.start
+        return torch.cuda.max_memory_allocated() if self.cuda else _resident("VmHWM")
+
+    def reserved(self) -> int:
+        """Bytes that torch took from the card at most; 0 on the CPU."""
+        return torch.cuda.max_memory_reserved() if self.cuda else 0
+
+
+class Rings:
+    """Within the block: what streams blocks to the device, and how much they move."""
+
+    def __enter__(self) -> Rings:
+        self.made: list[Ring] = []
+        made, self._ring = self.made, streaming.Ring
+
+        class Noted(Ring):
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                self.buffers = len(self.slots)
+                made.append(self)
+
+        streaming.Ring = Noted  # type: ignore[misc]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        streaming.Ring = self._ring  # type: ignore[misc]
+
+    def figures(self, steps: int) -> dict[str, int]:
+        """Bytes. moved: to the device in a step; arena: of the ring's buffers; away: of all its blocks."""
+        return {
+            "moved": sum(ring.moved for ring in self.made) // steps,
+            "arena": sum(ring.buffers * ring.nbytes for ring in self.made),
+            "pinned": sum(ring.pinned_bytes for ring in self.made),
+            "away": sum(block.nbytes for ring in self.made for block in ring.blocks),
+            "blocks": sum(len(ring.blocks) for ring in self.made),
+        }
+
+
+class MatrixRate:
+    """What the device makes of one large product: the rate that a training step can reach at most."""
+
+    def __init__(self, device: torch.device) -> None:
+        cuda = device.type == "cuda"
+        side, dtype = (8192, torch.bfloat16) if cuda else (512, torch.float32)
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        seconds = []
+        for _ in range(13):
+            start = Instant.now()
+            a @ b
+            seconds.append(start.until(Instant.now()).wall)
+        self.flops_per_second = 2 * side**3 / median(seconds[3:])
+
+
+def cap(gigabytes: float) -> None:
+    """From now on the card has only so much memory, for torch and for who asks torch how much there is."""
+    most = int(gigabytes * 2**30)
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, most / total))
+
+    def mem_get_info(device: Any = None) -> tuple[int, int]:
+        return max(0, most - torch.cuda.memory_reserved(device)), most
+
+    torch.cuda.mem_get_info = mem_get_info
 
 
 def _resident(field_name: str) -> int:
@@ -108,8 +173,8 @@ class Meter:
 
     network: type[nn.Module]
     device: torch.device
-    forward: Callable[[], None]
-    """One pass of the same batch without gradient and without adapter."""
+    forward: Callable[[], None] | None
+    """One pass of the same batch without gradient and without adapter; None: no floor is measured."""
     pause: Callable[[], None] = lambda: None
     """Called between the steps."""
     steps: list[Duration] = field(default_factory=list)
@@ -118,6 +183,8 @@ class Meter:
     samples: int = 0
     """Rows that the first step sent through the network, recomputation not counted."""
     added_memory: int = 0
+    peak_memory: int = 0
+    reserved_memory: int = 0
 
     def __enter__(self) -> Meter:
         self._memory = Memory(self.device)
@@ -128,7 +195,8 @@ class Meter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.added_memory = self._memory.added()
+        self.peak_memory, self.reserved_memory = self._memory.peak(), self._memory.reserved()
+        self.added_memory = self.peak_memory - self._memory.start
         self._counting.remove()
         self._ending.remove()
 
@@ -142,8 +210,9 @@ class Meter:
         self._counting.remove()  # it is in the way of every module's call
         end = Instant.now()
         self.steps.append(self._start.until(end))
-        self.forward()
-        self.forward()
-        self.floors.append(end.until(Instant.now()))
+        if self.forward is not None:
+            self.forward()
+            self.forward()
+            self.floors.append(end.until(Instant.now()))
         self.pause()
         self._start = Instant.now()

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import ROOT
+from ..bench import gpu_table, streaming
 from ..bench.table import Row, markdown, targets
+from ..dev.results import Results
 
 EVERY_MATRIX = "regex:."
 
@@ -65,8 +67,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU; 1 is disturbed least by others")
     parser.add_argument("--quick", action="store_true", help="does it run? A small model, two steps")
+    parser.add_argument("--streaming", action="store_true", help="only what streaming costs on the CPU")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of dev.py gpu")
     parser.add_argument("--out", type=Path, help="default: bench-<time>.json in the project's folder")
     args = parser.parse_args()
+    if args.table:
+        print(gpu_table.table(Results(args.table).entries))
+        return 0
+    out = args.out or ROOT / time.strftime("bench-%Y%m%d-%H%M%S.json")
+    if args.streaming:
+        return streaming.main(out, args.rounds, args.threads)
     names = [*(e.name for e in ENTRIES), IN_TURN]
     args.trainers = args.trainers or ([*names[:3], IN_TURN] if args.quick else names)
     if unknown := set(args.trainers) - set(names):
@@ -76,7 +86,6 @@ def main() -> int:
     gpu = _has_gpu()
     args.models = args.models or (["sd15", "sdxl", "flux"] if gpu else ["sd15"])
     args.resolutions = args.resolutions or ([512, 1024] if gpu else [256])
-    out = args.out or ROOT / time.strftime("bench-%Y%m%d-%H%M%S.json")
     rows: dict[tuple, Row] = {}
     try:
         for row in measure(args, "wall" if gpu else "cpu"):
@@ -122,7 +131,6 @@ def run_case(rows: list[Row], entries: list[Entry], args: argparse.Namespace) ->
     first = rows[0]
     task = {
         "model": first.model,
-        "file": str(ROOT / ".cache" / "checkpoints" / f"bench-{first.model}.safetensors"),
         "trainers": [{"trainer": e.trainer, "options": e.options} for e in entries],
         "resolution": first.resolution,
         "batch": first.batch,

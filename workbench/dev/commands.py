@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import ROOT
-from . import base, comfyui, environment, server, typescript
+from . import base, bundle, comfyui, environment, gpu, server, typescript
 from .steps import CACHE, SetupError, full_disk_explained, only_one_setup, say
 
 MOST_WORKERS = 4
@@ -80,7 +80,21 @@ def bench(rest: Sequence[str]) -> int:
     return _run([python, "-m", "workbench.bench.run", *rest], IGL_COMFYUI=str(comfy))
 
 
-COMMANDS = {"demo": demo, "test": test, "server": serve, "lint": lint, "bench": bench}
+def pack_bundle(rest: Sequence[str]) -> int:
+    """collect what a CUDA machine without internet lacks to run the GPU tests"""
+    python, comfy = set_up(dev=True)
+    return bundle.main(rest, python, comfy)
+
+
+def run_on_gpu(rest: Sequence[str]) -> int:
+    """on such a machine: run the GPU tests and the benchmark, with this Python and a bundle"""
+    return gpu.main(rest)
+
+
+COMMANDS = {
+    "demo": demo, "test": test, "server": serve, "lint": lint, "bench": bench, "bundle": pack_bundle,
+    "gpu": run_on_gpu,
+}  # fmt: skip
 
 
 class Terminated(KeyboardInterrupt):

@@ -8,23 +8,29 @@ import os
 import shutil
 import sys
 import tempfile
-from functools import lru_cache
 from pathlib import Path
 
 from .. import ROOT
-from . import base, comfyui
+from . import base, comfyui, stand_ins
 from .steps import SetupError
 
+_PRIVATE: list[Path] = []
 
-@lru_cache(maxsize=1)
-def private_comfyui() -> Path:
-    """ComfyUI inside this process, on the CPU, with all its folders in a temporary base directory; that."""
+
+def private_comfyui(*, cpu: bool = True) -> Path:
+    """ComfyUI inside this process with all its folders in a temporary base directory; that.
+
+    The first call of a process decides whether it is on the CPU: see `import_comfyui`.
+    """
+    if _PRIVATE:
+        return _PRIVATE[0]
     found = os.environ.get("IGL_COMFYUI") or comfyui.find()
     if found is None:
         raise SetupError("ComfyUI is not here yet: start the tests with `python dev.py test`")
     folder = Path(tempfile.mkdtemp(prefix="in-graph-lora-host-")).resolve()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    import_comfyui(Path(found), base.prepare(folder))
+    import_comfyui(Path(found), base.prepare(folder), cpu=cpu)
+    _PRIVATE.append(folder)
     return folder
 
 
@@ -43,6 +49,8 @@ def import_comfyui(comfyui: Path, base: Path | None = None, *, cpu: bool = True)
     anything of ComfyUI's, which reads the arguments at import.
     """
     keep_root_off_path(comfyui)
+    if os.environ.get("IGL_STAND_INS"):
+        stand_ins.install()
     from comfy.cli_args import args
 
     args.cpu = cpu
@@ -54,6 +62,23 @@ def import_comfyui(comfyui: Path, base: Path | None = None, *, cpu: bool = True)
     assert Path(folder_paths.base_path) in (base, base.resolve()), (
         "ComfyUI was imported before it was told its base directory"
     )
+
+
+def dynamic_vram() -> bool:
+    """Switches on what ComfyUI's main.py does on an NVIDIA card: weights come at use. False: it cannot be.
+
+    Has to come before the first model is loaded.
+    """
+    import comfy.memory_management
+    import comfy.model_management as mm
+    import comfy.model_patcher
+    import comfy_aimdo.control as aimdo
+
+    if not aimdo.init() or not aimdo.init_devices(d.index for d in mm.get_all_torch_devices()):
+        return False
+    comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
+    comfy.memory_management.aimdo_enabled = True
+    return True
 
 
 def register_pack() -> None:
