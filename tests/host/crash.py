@@ -126,6 +126,8 @@ def check_whole(output: Path) -> None:
         elif path.suffix == ".png":
             with Image.open(path) as picture:
                 picture.load()
+        elif path.suffix == ".md":
+            assert content.endswith(b"|\n"), "a plan ends with its table"
         else:
             raise AssertionError(f"{path} is no file that a run writes")
 

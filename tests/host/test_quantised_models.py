@@ -201,7 +201,7 @@ def test_weights_are_the_same_after_an_error_and_an_interrupt(name: str, error: 
             raise error("stop")
 
     with pytest.raises(error):
-        train_engine(patcher, data_of(patcher), config(), tmp_path, fail)
+        train_engine(patcher, data_of(patcher), config(memory=MemoryConfig(fit="manual")), tmp_path, fail)
     assert (weight_hash(patcher.model), identities(patcher.model)) == before
 
 

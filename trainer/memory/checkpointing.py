@@ -100,14 +100,17 @@ def _refuse_overwriting(
     args, kwargs = given
     needed = [(t, t._version) for t in tensors]
 
-    def pack(t: Tensor) -> Tensor:
-        t = t.detach()  # with its place in the graph it would hold itself, and stay for ever
+    def pack(t: Tensor) -> None:
         needed.append((t, t._version))
-        return t
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        forward(*args, **kwargs)
-    if any(t._version != version for t, version in needed):
+    # Nothing is unpacked, for no gradients are asked for. What the hook holds holds the hook: it is let go.
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            forward(*args, **kwargs)
+        overwritten = any(t._version != version for t, version in needed)
+    finally:
+        needed.clear()
+    if overwritten:
         raise ModelError(
             f"{type(block).__name__} overwrites values in place that its gradients need, so it cannot be"
             " recomputed; set gradient checkpointing and streamed to 0 (off)"

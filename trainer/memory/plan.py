@@ -136,8 +136,10 @@ def need(measured: Measured, memory: MemoryConfig) -> Need:
     checkpointed = {
         i for i in range(len(sizes)) if (memory.checkpointing and i % memory.checkpointing == 0) or i in away
     }
-    resident = sum(sizes) - sum(sizes[i] for i in away)
-    offloaded = memory.offload_activations and bool(checkpointed)
+    weights = sum(sizes) - sum(sizes[i] for i in away)
+    if measured.on_cpu:  # what is away lies there too, and what is quantised beside what it is made from
+        weights = sum(measured.blocks) + one_byte * sum(sizes)
+    offloaded = memory.offload_activations and bool(checkpointed) and not measured.on_cpu
     host = measured.cached + (measured.pinned if away else 0)
     if one_byte:
         host += sum(sizes[i] for i in away)
@@ -147,7 +149,7 @@ def need(measured: Measured, memory: MemoryConfig) -> Need:
     activations = max(_pass_peak(measured, checkpointed, offloaded) + dequantised, measured.update_peak)
     found = Need(
         memory=memory,
-        weights=resident + measured.rest,
+        weights=weights + measured.rest,
         ring=ring,
         adapters=measured.adapters,
         optimizer=measured.optimizer,
@@ -168,7 +170,7 @@ def _pass_peak(measured: Measured, checkpointed: set[int], offloaded: bool) -> i
 
 def _peaks(measured: Measured, checkpointed: set[int], offloaded: bool) -> tuple[int, int]:
     """While blocks go forward, and at all other times."""
-    forward, other, more = 0, 0, 0
+    forward, other, more, waiting = 0, 0, 0, 0
     gradients = sum(v.gradients for v in measured.visits)
     for v in measured.visits:
         gradients -= v.gradients
@@ -176,8 +178,8 @@ def _peaks(measured: Measured, checkpointed: set[int], offloaded: bool) -> tuple
         other = max(other, v.gap + more, v.before + more + v.backward_peak + gradients)
         if v.block not in checkpointed:
             more += v.kept - v.held
-        elif offloaded:
-            more -= v.inputs
+        elif offloaded:  # those of the newest block are there still, or again
+            more, waiting = more - waiting, v.inputs
     return forward, max(other, measured.tail + more)
 
 
@@ -224,10 +226,15 @@ def choose(measured: Measured, memory: MemoryConfig, free: int, precisions: Sequ
         fitting = [n for n in found if n.with_reserve <= free]
         if not fitting:
             continue
-        fastest = min(fitting, key=lambda n: (n.seconds, n.device))
+        fastest = min(fitting, key=_order)
         if best is None or fastest.seconds < _WORTH * best.seconds:
             best = fastest
     return best
+
+
+def _order(n: Need) -> tuple[float, ...]:
+    """The fastest first; between equals what moves less."""
+    return (n.seconds, n.memory.offload_activations, n.memory.streamed, n.device)
 
 
 def leanest(measured: Measured, memory: MemoryConfig, precisions: Sequence[str]) -> Need:
@@ -250,7 +257,7 @@ def leaner(measured: Measured | None, memory: MemoryConfig, *, last: bool) -> Me
         now = need(measured, memory).device
         found = [need(measured, c) for c in candidates(measured, memory, [memory.base_precision])]
         if not last and (smaller := [n for n in found if n.device <= 0.8 * now]):
-            return min(smaller, key=lambda n: (n.seconds, n.device)).memory
+            return min(smaller, key=_order).memory
         least = min(found, key=lambda n: n.device)
         return least.memory if least.device < now else None
     if last:
