@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { advanced, measured, newRun } from "./loss_chart.mjs";
-import { results, RunPanel, textBox } from "./panel.mjs";
+import { fillMarkdown, results, RunPanel, textBox } from "./panel.mjs";
 
 const PROGRESS = "in_graph_lora.progress";
 
@@ -42,14 +42,21 @@ function runPanel(node) {
   return shown.get(node);
 }
 
-function showText(node, output) {
-  if (!output?.text) return;
+function boxOf(node, height) {
   if (!shown.has(node)) {
-    const box = textBox();
+    const box = textBox(height + 40);
     shown.set(node, box);
-    addPanel(node, "text", box, 120);
+    addPanel(node, "text", box, height);
   }
-  shown.get(node).textContent = output.text.join("\n");
+  return shown.get(node);
+}
+
+function showText(node, output) {
+  if (output?.text) boxOf(node, 120).textContent = output.text.join("\n");
+}
+
+function showMarkdown(node, output) {
+  if (output?.text) fillMarkdown(boxOf(node, 360), output.text.join("\n"));
 }
 
 /** The run after one event of either kind. */
@@ -111,6 +118,7 @@ const SHOW = {
   CaptionImages: showText,
   ApplyLoRA: showText,
   LoadRun: showText,
+  PlanTraining: showMarkdown,
   CompareBaseline(node, output) {
     const report = node.outputs?.find((slot) => slot.name === "report");
     if (!report?.links?.length) showText(node, output); // else the connected node shows it

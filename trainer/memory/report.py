@@ -63,6 +63,10 @@ class Plan:
         return found
 
     @property
+    def _passes(self) -> str:
+        return f"{self.measured.passes:g} pass{'' if self.measured.passes == 1 else 'es'}"
+
+    @property
     def text(self) -> str:
         """Markdown."""
         n = self.chosen
@@ -80,7 +84,7 @@ class Plan:
             "# Plan",
             "",
             *(f"**{warning}**\n" for warning in self.warnings),
-            f"{self.batch} a pass, {self.measured.passes:g} passes a step, about {seconds(n.seconds)} a step."
+            f"{self.batch} a pass, {self._passes} a step, about {seconds(n.seconds)} a step."
             f" Levers: {levers(n.memory)}.",
             "",
             f"| On the {self.device} | GB |",

@@ -34,10 +34,16 @@ TESTS = (
     ("test_streaming", PLAIN, 120),
     ("test_plan", PLAIN, 90),
     ("test_plan", DYNAMIC, 90),
+    ("test_patched_models", DYNAMIC, 120),
+    ("test_activations", PLAIN, 60),
+    ("test_lowvram", PLAIN, 60),
+    ("test_room_for_previews", DYNAMIC, 60),
     ("test_speed", DYNAMIC, 90),
     ("test_runs", PLAIN, 180),
     ("test_runs", DYNAMIC, 180),
     ("test_speed", PLAIN, 90),
+    ("test_patched_models", PLAIN, 120),
+    ("test_room_for_previews", PLAIN, 60),
 )
 """Files of tests/gpu in the order in which they run, with dynamic VRAM or without it, and seconds that each
 may take."""
