@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .adapters.start import StartingLora
 from .config import TrainConfig
 from .data.batches import CachedSample
 from .memory.blocks import replaced_forward
@@ -25,6 +26,9 @@ from .ports import Loan
 from .rng import stream
 from .trained import Trained, prepared
 from .updater import Updater
+
+_TRIED_COPY = 128 * 2**20
+"""Bytes that are copied at most to find out how fast that is."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,10 @@ def measure(
     config: TrainConfig,
     samples: Sequence[CachedSample],
     *,
+    start: StartingLora | None = None,
     check_interrupt: Callable[[], None],
 ) -> Measured:
-    """samples: one batch, of the largest latents and conditions of the run.
+    """samples: one batch, of the largest latents and conditions of the run. start: the LoRA to go on from.
 
     Leaves the random state and the model as they were.
     """
@@ -56,7 +61,7 @@ def measure(
     cuda = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=cuda),
-        prepared(loan, tried, _no_names, _no_names, None) as (trained, objective),
+        prepared(loan, tried, _no_names, _no_names, start) as (trained, objective),
         watched(device) as live,
     ):
         probe = _Probe(denoiser.blocks, live, check_interrupt)
@@ -78,6 +83,7 @@ def measure(
         everything = _weights(denoiser.net) + (_weights(loan.text.net) if loan.text else 0)
         adapters = sum(p.numel() * p.element_size() for a, _ in trained.adapters for p in a.parameters())
         largest = max(denoiser.blocks, key=_weights, default=None)
+        copying, pinned = _copying(max(sizes, default=0), device)
         return Measured(
             visits=tuple(probe.visits),
             blocks=tuple(sizes),
@@ -90,11 +96,11 @@ def measure(
             tail=tail,
             pass_peak=probe.peak,
             outside_seconds=outside,
-            copying=_copying(largest, device),
+            copying=copying,
             dequantising=_dequantising(largest, device),
             passes=passes(config),
             cached=0,
-            pinned=0,
+            pinned=pinned,
             on_cpu=device.type == "cpu",
         )
 
@@ -320,16 +326,18 @@ def _largest_layer(block: nn.Module) -> int:
     return max((p.numel() * p.element_size() for p in _plain_weights(block)), default=0)
 
 
-def _copying(block: nn.Module | None, device: torch.device) -> float:
-    """Seconds for a byte from where the block's weights lie to a ring."""
-    if block is None:
-        return 0.0
+def _copying(largest: int, device: torch.device) -> tuple[float, int]:
+    """Seconds for a byte from host memory through a ring, and what the ring takes of pinned memory."""
+    if not largest:
+        return 0.0, 0
+    block = nn.Module()
+    block.bytes = nn.Parameter(torch.ones(min(largest, _TRIED_COPY), dtype=torch.uint8), requires_grad=False)
     packed = Packed(block)
     ring = Ring([packed], device)
     try:
         ring.come(0)
         ring._holds[0] = None
-        return seconds_of(lambda: ring.come(0), device) / packed.nbytes
+        return seconds_of(lambda: ring.come(0), device) / packed.nbytes, ring.pinned_bytes
     finally:
         ring.close()
 

@@ -37,7 +37,7 @@ def test_the_predicted_peak_is_within_a_tenth_of_the_measured_one(
     with torch.inference_mode():
         mm.unload_all_models()
     run(loaded, pictures, tmp_path, memory, at_step)
-    (plan,) = plans
+    ((plan, _),) = plans
     record_property("predicted", predicted := plan.chosen.device)
     assert predicted > plan.chosen.weights > 0
     assert plan.chosen.memory == memory

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from in_graph_lora.nodes.plan_training import PlanTraining
-from in_graph_lora.trainer.config import DataConfig, MemoryConfig, OptimizerConfig, TrainConfig
+from in_graph_lora.trainer.config import AdapterConfig, DataConfig, MemoryConfig, OptimizerConfig, TrainConfig
 from in_graph_lora.trainer.data.scan import scan_folder
+from in_graph_lora.trainer.errors import ModelError
 from in_graph_lora.trainer.events import Notice, Phase, Planned, RunStarted, StepDone
 from in_graph_lora.trainer.host import planning
 from in_graph_lora.trainer.host.training import train_on_loaded
@@ -142,6 +143,27 @@ def test_where_not_one_block_fits_the_leanest_levers_are_taken_and_said(loaded, 
     result = run(loaded, pictures, events.append, steps=1)
     assert [e for e in events if isinstance(e, Notice) and "the leanest levers are taken" in e.message]
     assert json.loads((result.run / "config.json").read_text())["memory"]["streamed"] == 1
+
+
+def test_a_step_that_cannot_be_tried_out_is_no_reason_not_to_train_and_is_said(loaded, pictures, monkeypatch):
+    def refused(*args: Any, **kwargs: Any) -> None:
+        raise ModelError("Block overwrites values in place")
+
+    monkeypatch.setattr(planning, "measure", refused)
+    events: list[Any] = []
+    result = run(loaded, pictures, events.append, steps=1)
+    assert len(result.losses) == 1
+    assert [e for e in events if isinstance(e, Notice) and "no plan, for one step could not be" in e.message]
+    assert not (result.run / "plan.json").exists()
+
+
+def test_a_run_that_goes_on_from_a_lora_is_planned_with_its_ranks(loaded, pictures):
+    # Folders of other tests are listed too, so the name is of this test alone.
+    first = run(loaded, pictures, steps=1, adapter=AdapterConfig(rank=8), name="rank-eight")
+    name = first.path.name
+    second = run(loaded, pictures, steps=1, adapter=AdapterConfig(rank=2, start_from=name), name="second")
+    plans = [json.loads((r.run / "plan.json").read_text())["chosen"] for r in (first, second)]
+    assert plans[0]["adapters"] == plans[1]["adapters"] > 0
 
 
 def test_a_machine_that_is_too_small_is_told_before_the_start(loaded, pictures, monkeypatch):

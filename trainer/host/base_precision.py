@@ -28,6 +28,11 @@ _ALGORITHMS = {"fp8": "float8_e4m3fn", "int8": "int8_tensorwise"}
 _PLAIN = (Tensor, nn.Parameter)
 
 
+def available() -> list[str]:
+    """The values of base_precision that this ComfyUI knows, "as loaded" first."""
+    return [AS_LOADED, *(name for name, algorithm in _ALGORITHMS.items() if algorithm in QUANT_ALGOS)]
+
+
 class BasePrecision:
     """The weights of linear layers and convolutions within the blocks, held in another precision.
 

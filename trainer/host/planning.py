@@ -16,6 +16,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from ..adapters.start import StartingLora
 from ..config import BASE_PRECISIONS, MemoryConfig, TrainConfig
 from ..data.batches import CachedSample
 from ..data.buckets import bucket_size
@@ -24,10 +25,11 @@ from ..events import Emit, Notice, Phase, Planned
 from ..measure import measure
 from ..memory.advice import explained_out_of_memory
 from ..memory.blocks import blocks
-from ..memory.plan import Measured
+from ..memory.plan import Measured, leanest_levers
 from ..memory.report import Plan, planned
 from ..ports import Loan
 from ..runs.folder import RunFolder
+from .base_precision import available
 from .conditioning import HostTextEncoder
 from .encode import pixel_step
 from .model import model_family
@@ -52,43 +54,45 @@ def plan_run(
     lend: Callable[[MemoryConfig], AbstractContextManager[Loan]],
     emit: Emit,
     *,
+    start: StartingLora | None = None,
     folder: RunFolder | None = None,
-) -> Plan | None:
-    """Said before anything is encoded. None where it cannot be tried out since not even one block fits.
+) -> tuple[Plan | None, MemoryConfig]:
+    """The plan, which is said, and the levers to train with. Without a plan where no step could be tried out,
+    which is said too.
 
-    config: with `wanted` levers. prints: fingerprints of the models. folder: the run that goes on, which
-    keeps its base precision.
+    config: with `wanted` levers. prints: fingerprints of the models. start: the LoRA to go on from. folder:
+    the run that goes on, which keeps its base precision.
     """
+    memory = config.memory
+    manual = memory.fit == "manual"
     size, batch = _largest(dataset, config, pixel_step(vae, model))
     samples, cached = _samples(model, texts, dataset, config, size, batch)
-    manual = config.memory.fit == "manual"
     key = _key(config, prints, samples)
     if key not in _measured:
         emit(Phase(name="trying out one step", done=0, total=1))
-        levers = config.memory if manual else _safest(model, config.memory)
+        levers = memory if manual else _safest(model, memory)
         try:
             with explained_out_of_memory(config), lend(levers) as loan:
-                _measured[key] = measure(loan, config, samples, check_interrupt=check_interrupt)
+                _measured[key] = measure(loan, config, samples, start=start, check_interrupt=check_interrupt)
         except torch.OutOfMemoryError:
             if manual:
                 raise
             mm.soft_empty_cache()
-            emit(
-                Notice(
-                    message="one step could not be tried out, for memory is short;"
-                    " the leanest levers are taken"
-                )
-            )
-            return None
+            message = "one step could not be tried out, for memory is short; the leanest levers are taken"
+            emit(Notice(message=message))
+            return None, leanest_levers(memory) if _has_blocks(model) else memory
+        except Exception as error:  # noqa: BLE001 - what stops a training too will stop it again
+            emit(Notice(message=f"this run has no plan, for one step could not be tried out: {error}"))
+            return None, memory
         while len(_measured) > _KEPT:
             _measured.popitem(last=False)
     found = replace(_measured[key], cached=cached)
     free = _free(model)
     before = folder.config().get("memory", {}).get("base_precision") if folder else None
-    precisions = (before,) if before in BASE_PRECISIONS else BASE_PRECISIONS
+    precisions = (before,) if before in BASE_PRECISIONS else tuple(available())
     plan = Plan(
         batch=f"{batch} × {size[0]}×{size[1]}",
-        chosen=planned(found, config.memory, free, precisions),
+        chosen=planned(found, memory, free, precisions),
         measured=found,
         device_free=free,
         host_free=free if found.on_cpu else psutil.virtual_memory().available,
@@ -98,7 +102,7 @@ def plan_run(
     emit(Planned(line=plan.line))
     for warning in plan.warnings:
         emit(Notice(message=warning))
-    return plan
+    return plan, plan.chosen.memory
 
 
 def wanted(memory: MemoryConfig) -> MemoryConfig:
@@ -155,7 +159,7 @@ def _bytes(condition: Any) -> int:
 def _safest(model: ModelPatcher, memory: MemoryConfig) -> MemoryConfig:
     """Resident where the model fits with room to spare or has no blocks, otherwise all blocks streamed."""
     roomy = mm.is_device_cpu(model.load_device) or model.model_size() < 0.6 * _free(model)
-    roomy = roomy or not blocks(model.model.diffusion_model, model_family(model).blocks)
+    roomy = roomy or not _has_blocks(model)
     return replace(
         memory,
         checkpointing=1,
@@ -163,6 +167,10 @@ def _safest(model: ModelPatcher, memory: MemoryConfig) -> MemoryConfig:
         base_precision="as loaded",
         offload_activations=False,
     )
+
+
+def _has_blocks(model: ModelPatcher) -> bool:
+    return bool(blocks(model.model.diffusion_model, model_family(model).blocks))
 
 
 def _free(model: ModelPatcher) -> int:

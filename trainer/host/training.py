@@ -22,7 +22,6 @@ from ..errors import TrainingError, shortened
 from ..events import Emit, Notice
 from ..families import UNLISTED
 from ..files import sha256
-from ..memory.plan import leanest_levers
 from ..memory.report import Plan
 from ..ports import Loan
 from ..preflight import check, remarks
@@ -99,8 +98,10 @@ def train_on_loaded(
             emit=emit,
             check_interrupt=check_interrupt,
         )
-        plan = plan_run(model, texts, vae, dataset, config, prints, job.lend, emit, folder=folder)
-        config = replace(config, memory=plan.chosen.memory if plan else leanest_levers(config.memory))
+        plan, memory = plan_run(
+            model, texts, vae, dataset, config, prints, job.lend, emit, start=job.start, folder=folder
+        )
+        config = replace(config, memory=memory)
         data = cache.build(dataset, config, train_text=train_text)
         try:
             return train_lora(
@@ -128,11 +129,14 @@ def plan_on_loaded(
     job = _checked(model, clip, vae, dataset, config, emit)
     dataset, config = cut_to_fit(job.dataset, job.config, job.texts, emit)
     with torch.inference_mode(False):
-        plan = plan_run(model, job.texts, vae, dataset, config, job.prints, job.lend, emit)
+        plan, _ = plan_run(
+            model, job.texts, vae, dataset, config, job.prints, job.lend, emit, start=job.start
+        )
     if plan is None:
         raise TrainingError(
-            f"not even one block at a time fits: lower the resolution (it is {config.data.resolution}) or"
-            f" batch_size (it is {config.data.batch_size})"
+            "no step of this training could be tried out, as the node's notice says; when memory is short,"
+            f" lower the resolution (it is {config.data.resolution}) or batch_size"
+            f" (it is {config.data.batch_size})"
         )
     return plan
 
