@@ -17,7 +17,7 @@ from in_graph_lora.trainer.config import AdapterConfig, DataConfig, MemoryConfig
 from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.errors import ModelError
 from in_graph_lora.trainer.host import model as host_model
-from in_graph_lora.trainer.host.training import train_on_loaded
+from in_graph_lora.trainer.host.training import plan_on_loaded, train_on_loaded
 from in_graph_lora.trainer.memory import offloading, streaming
 from in_graph_lora.trainer.memory.checkpointing import checkpointed
 from in_graph_lora.trainer.memory.compiling import compiled
@@ -148,6 +148,8 @@ def test_a_streamed_training_gives_the_lora_of_a_resident_one_also_after_an_erro
 
     resident = trained(CONFIG, True)
     away = replace(CONFIG, name="away", memory=MemoryConfig(fit="manual", streamed=0.7))
+    with torch.inference_mode():  # what is tried out for the plan comes to the device too, and is known then
+        plan_on_loaded(loaded.model, loaded.clip, loaded.vae, dataset, away, lambda event: None)
     with failing_at(25), pytest.raises(OSError, match="the model's file is gone"):
         trained(away, True)
     assert (weight_hash(loaded.model.model), identities(loaded.model.model)) == before
