@@ -24,7 +24,9 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-READY = "!!(window.app?.extensionManager && window.app.graph && LiteGraph.registered_node_types.TrainLoRA)"
+# The page puts a workflow of its own on the canvas behind its spinner; one that is loaded before is lost.
+READY = """() => window.app?.graph && app.extensionManager?.spinner === false
+    && app.extensionManager.workflow.activeWorkflow && !!LiteGraph.registered_node_types.TrainLoRA"""
 
 
 def pytest_configure(config: pytest.Config) -> None:
