@@ -14,9 +14,9 @@ from ..errors import DatasetError, shortened
 from ..events import Emit, Notice, Phase
 from ..ports import LatentEncoder, TextEncoder
 from .batches import CachedSample
-from .buckets import bucket_size
-from .images import fit, open_image
+from .images import open_image
 from .records import Dataset, ImageRecord
+from .views import View, views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +65,13 @@ class SampleCache:
         encoded = []
         for i, record in enumerate(records):
             self._progress("encoding pictures", i, len(records))
-            encoded.append((record, *self._encode_picture(record, dataset.resolution)))
+            encoded += [
+                (record, *self._encode_picture(record, view))
+                for view in views(record, resolution=dataset.resolution, step=self.step)
+            ]
         samples: dict[str, list[CachedSample]] = {"instance": [], "class": [], "validation": []}
         for i, (record, latent, mask) in enumerate(encoded):
-            self._progress("encoding captions", i, len(records))
+            self._progress("encoding captions", i, len(encoded))
             sample = self._with_text(record, latent, mask, config, train_text)
             samples[record.role].append(sample)
         return TrainingData(
@@ -81,9 +84,8 @@ class SampleCache:
         self.check_interrupt()
         self.emit(Phase(name=name, done=done, total=total))
 
-    def _encode_picture(self, record: ImageRecord, resolution: int) -> tuple[Tensor, Tensor | None]:
-        size = bucket_size(*record.size, resolution=resolution, step=self.step)
-        latent = self.latents.encode(fit(open_image(record.path), size))
+    def _encode_picture(self, record: ImageRecord, view: View) -> tuple[Tensor, Tensor | None]:
+        latent = self.latents.encode(view.cut(open_image(record.path)))
         if not latent.isfinite().all():
             raise DatasetError(
                 f"{record.name}: the VAE gives NaN or infinite latents; run the VAE in fp32"
@@ -91,7 +93,7 @@ class SampleCache:
             )
         if record.mask is None:
             return latent, None
-        pixels = fit(open_image(record.mask), size).mean(-1)
+        pixels = view.cut(open_image(record.mask)).mean(-1)
         mask = adaptive_avg_pool2d(pixels[None], (latent.shape[-2], latent.shape[-1]))  # [1, h, w]
         return latent, mask.reshape(1, *[1] * (latent.ndim - 3), *mask.shape[-2:])
 

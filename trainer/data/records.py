@@ -15,6 +15,14 @@ Role = Literal["instance", "class", "validation"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Framing:
+    """How pictures are cut and sized; `views` follows it."""
+
+    resolutions: tuple[int, ...] = ()
+    """Sides of the squares whose area is trained, one after the other; () is the dataset's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRecord:
     """One picture and its caption. Pixels stay on disk until they are needed."""
 
@@ -31,6 +39,7 @@ class ImageRecord:
     mask: Path | None = None
     """A picture whose white part is what matters; same framing as the picture."""
     mask_digest: str = ""
+    framing: Framing = Framing()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "caption", readable(self.caption))
@@ -100,13 +109,15 @@ class Dataset:
     @property
     def shown(self) -> int:
         """Pictures in an epoch of training."""
-        return sum(r.repeats for r in self.records if r.role == "instance")
+        return sum(
+            r.repeats * max(1, len(r.framing.resolutions)) for r in self.records if r.role == "instance"
+        )
 
     @property
     def digest(self) -> str:
         """Changes when a picture, a caption, the order, repeats, roles or the resolution changes."""
         h = hashlib.sha256(f"{self.resolution}".encode())
         for r in self.records:
-            parts = (r.digest, r.caption, r.repeats, r.role, r.weight, r.mask_digest)
+            parts = (r.digest, r.caption, r.repeats, r.role, r.weight, r.mask_digest, r.framing)
             h.update("\0".join(["", *map(str, parts)]).encode())
         return h.hexdigest()

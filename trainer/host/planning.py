@@ -19,8 +19,8 @@ from torch import Tensor
 from ..adapters.start import StartingLora
 from ..config import BASE_PRECISIONS, MemoryConfig, TrainConfig
 from ..data.batches import CachedSample
-from ..data.buckets import bucket_size
 from ..data.records import Dataset
+from ..data.views import views
 from ..events import Emit, Notice, Phase, Planned
 from ..measure import measure
 from ..memory.advice import explained_out_of_memory
@@ -115,7 +115,7 @@ def wanted(memory: MemoryConfig) -> MemoryConfig:
 def _largest(dataset: Dataset, config: TrainConfig, step: int) -> tuple[tuple[int, int], int]:
     """((width, height) of the largest bucket, pictures that go through the network at once)."""
     used = [r for r in dataset.records if r.role != "class" or config.prior.uses_pictures]
-    sizes = {bucket_size(*r.size, resolution=dataset.resolution, step=step) for r in used}
+    sizes = {v.size for r in used for v in views(r, resolution=dataset.resolution, step=step)}
     return max(sizes, key=lambda s: (s[0] * s[1], s)), min(config.data.batch_size, max(1, dataset.shown))
 
 
