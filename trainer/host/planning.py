@@ -87,7 +87,7 @@ def plan_run(
         while len(_measured) > _KEPT:
             _measured.popitem(last=False)
     found = replace(_measured[key], cached=cached)
-    free = _free(model)
+    free = free_on(model)
     before = folder.config().get("memory", {}).get("base_precision") if folder else None
     precisions = (before,) if before in BASE_PRECISIONS else tuple(available())
     plan = Plan(
@@ -158,7 +158,7 @@ def _bytes(condition: Any) -> int:
 
 def _safest(model: ModelPatcher, memory: MemoryConfig) -> MemoryConfig:
     """Resident where the model fits with room to spare or has no blocks, otherwise all blocks streamed."""
-    roomy = mm.is_device_cpu(model.load_device) or model.model_size() < 0.6 * _free(model)
+    roomy = mm.is_device_cpu(model.load_device) or model.model_size() < 0.6 * free_on(model)
     roomy = roomy or not _has_blocks(model)
     return replace(
         memory,
@@ -173,7 +173,7 @@ def _has_blocks(model: ModelPatcher) -> bool:
     return bool(blocks(model.model.diffusion_model, model_family(model).blocks))
 
 
-def _free(model: ModelPatcher) -> int:
+def free_on(model: ModelPatcher) -> int:
     """Bytes that a run may take on the device: what is free, and what ComfyUI's models hold there."""
     device = model.load_device
     free = int(mm.get_free_memory(device))
