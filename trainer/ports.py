@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .config import MemoryConfig
+from .data.store import Entry
 from .memory.streaming import Packed
 from .noise import NoiseProcess
 
@@ -45,13 +46,25 @@ class Denoiser(Protocol):
         ...
 
 
+Traces = frozenset[str]
+"""What a condition turned out to depend on beside caption and shape: "network", "latent"."""
+
+
 class LatentEncoder(Protocol):
+    identity: str
+    """Of all that decides a latent beside the pixels; latents of two encoders with one are the same."""
+
     def encode(self, pixels: Tensor) -> Tensor:
         """pixels [H, W, 3] in 0..1 to the latent [C, ...] as the model sees it, fp32, on the CPU."""
         ...
 
 
 class TextEncoder(Protocol):
+    identity: str
+    """Of all that decides a condition beside what `encode` is given and `traced` tells."""
+    network_identity: str
+    """Of the network's own weights."""
+
     def fitted(self, caption: str) -> str:
         """The beginning of the caption that can be encoded: all of it, but for texts that are no captions."""
         ...
@@ -59,6 +72,16 @@ class TextEncoder(Protocol):
     def encode(self, caption: str, latent: Tensor) -> Conditioning:
         """The condition of one sample, built for the size of its own latent."""
         ...
+
+    def traced(self, caption: str, latent: Tensor) -> tuple[Conditioning, Traces]:
+        """As `encode`, with what the condition depends on: the network's weights, the latent's values."""
+        ...
+
+    def pack(self, condition: Conditioning) -> Entry | None:
+        """For the disk; None for a kind that is not known."""
+        ...
+
+    def unpack(self, entry: Entry) -> Conditioning: ...
 
 
 class Sampler(Protocol):

@@ -78,7 +78,8 @@ def test_they_are_gone_when_the_run_is_over(loaded: Any, tmp_path: Any, monkeypa
     def watched(self: SampleCache, *args: Any, **kwargs: Any) -> Any:
         data = build_all(self, *args, **kwargs)
         alive.append(weakref.ref(self.texts))
-        for sample in data.samples:
+        for stored in data.samples:
+            sample = stored.load()
             for cached in (sample.latent, *tensors(sample.conditioning), *tensors(sample.empty)):
                 assert cached.device.type == "cpu"
                 alive.append(weakref.ref(cached))

@@ -40,17 +40,26 @@ class ImageRecord:
     """A picture whose white part is what matters; same framing as the picture."""
     mask_digest: str = ""
     framing: Framing = Framing()
+    captions: tuple[str, ...] = ()
+    """Other captions of it: each time that it is shown, `caption` or one of these is drawn."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "caption", readable(self.caption))
+        object.__setattr__(self, "captions", tuple(readable(c) for c in self.captions))
 
     @property
     def name(self) -> str:
         """Of the file, for messages."""
         return readable(self.path.name)
 
-    def with_caption(self, caption: str) -> ImageRecord:
-        return replace(self, caption=caption)
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All its captions."""
+        return (self.caption, *self.captions)
+
+    def with_caption(self, caption: str, *others: str) -> ImageRecord:
+        """With these captions and no other."""
+        return replace(self, caption=caption, captions=others)
 
     def with_role(self, role: Role) -> ImageRecord:
         return replace(self, role=role)
@@ -104,7 +113,7 @@ class Dataset:
     def texts(self) -> Iterator[tuple[str, str]]:
         """All that was written by hand, with a name for messages."""
         yield "trigger", self.trigger
-        yield from ((f"caption of {r.name}", r.caption) for r in self.records)
+        yield from ((f"caption of {r.name}", text) for r in self.records for text in r.texts)
 
     @property
     def shown(self) -> int:
@@ -119,5 +128,6 @@ class Dataset:
         h = hashlib.sha256(f"{self.resolution}".encode())
         for r in self.records:
             parts = (r.digest, r.caption, r.repeats, r.role, r.weight, r.mask_digest, r.framing)
+            parts += (r.captions,) if r.captions else ()
             h.update("\0".join(["", *map(str, parts)]).encode())
         return h.hexdigest()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._pytree import tree_map_only
 
+from ..data.store import Entry
 from ..errors import ModelError
+from ..ports import Traces
+from . import kept_conditions
 from .caption_tokens import CaptionTokenizer
 from .model import Condition
 
@@ -20,6 +27,10 @@ if TYPE_CHECKING:
 
 _CONTEXT_WIDTH_KEYS = ("context_dim", "context_in_dim", "cap_feat_dim", "joint_attention_dim", "text_dim")
 """Names under which ComfyUI's network configs keep the width of the text embedding."""
+
+
+_REMEMBERED = 4
+"""Captions whose encoding is remembered: all pictures of one come one after the other."""
 
 
 def _own(value: Any) -> Any:
@@ -32,17 +43,44 @@ def _own(value: Any) -> Any:
     return tree_map_only(Tensor, own, value)
 
 
+@contextmanager
+def _weights_used(model: nn.Module) -> Iterator[set[str]]:
+    """Fills the set with the classes of those modules with weights that run in the block."""
+    own = {id(m) for m in model.modules() if any(True for _ in (*m.parameters(False), *m.buffers(False)))}
+    used: set[str] = set()
+
+    def look(module: nn.Module, args: Any) -> None:
+        if id(module) in own:
+            used.add(type(module).__name__)
+
+    hook = register_module_forward_pre_hook(look)
+    try:
+        yield used
+    finally:
+        hook.remove()
+
+
 class HostTextEncoder:
     """The engine's `TextEncoder`: one caption for one latent, each caption encoded once."""
 
     def __init__(
-        self, clip: CLIP, patcher: ModelPatcher, guidance: float = 1.0, caption_syntax: str = "text"
+        self,
+        clip: CLIP,
+        patcher: ModelPatcher,
+        guidance: float = 1.0,
+        caption_syntax: str = "text",
+        *,
+        identity: str = "",
+        network_identity: str = "",
     ) -> None:
+        """identity: `identity.conditions_identity`; "" is like no other encoder's."""
+        self.identity = identity or uuid.uuid4().hex
+        self.network_identity = network_identity or self.identity
         self.clip = clip
         self.tokenize = CaptionTokenizer(clip, caption_syntax)
         self.patcher = patcher
         self.guidance = guidance
-        self._encoded: dict[str, dict[str, Any]] = {}
+        self._encoded: OrderedDict[str, dict[str, Any]] = OrderedDict()
 
     def fitted(self, caption: str) -> str:
         return self.tokenize.fitted(caption)
@@ -52,10 +90,27 @@ class HostTextEncoder:
         """The arguments that ComfyUI's sampler would give the network for this caption and this size."""
         if caption not in self._encoded:
             self._encoded[caption] = self._encode_text(caption)
+            while len(self._encoded) > _REMEMBERED:
+                self._encoded.popitem(last=False)
         conds = self.conditions(self._encoded[caption], latent)
         for cond in conds.values():
             cond.cond = _own(cond.cond)
         return conds
+
+    @torch.no_grad()
+    def traced(self, caption: str, latent: Tensor) -> tuple[Condition, Traces]:
+        """Some models run a part of the network in `extra_conds`, some put the latent into the conditions."""
+        with _weights_used(self.patcher.model) as used:
+            condition = self.encode(caption, latent)
+        blank = self.conditions(self._encoded[caption], torch.zeros_like(latent))
+        traces = [*["network"] * bool(used), *["latent"] * (not kept_conditions.same(condition, blank))]
+        return condition, frozenset(traces)
+
+    def pack(self, condition: Condition) -> Entry | None:
+        return kept_conditions.pack(condition)
+
+    def unpack(self, entry: Entry) -> Condition:
+        return kept_conditions.unpack(entry)
 
     def conditions(self, text: Mapping[str, Any], latent: Tensor) -> Condition:
         """`text`: cross_attn, pooled_output and what else the text encoder gives."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 class HostLatentEncoder:
     """The engine's `LatentEncoder`."""
 
-    def __init__(self, vae: VAE, patcher: ModelPatcher) -> None:
+    def __init__(self, vae: VAE, patcher: ModelPatcher, *, identity: str = "") -> None:
+        """identity: `identity.latents_identity`; "" is like no other encoder's."""
+        self.identity = identity or uuid.uuid4().hex
         self.vae = vae
         self.model = patcher.model
         check_vae(vae, patcher)

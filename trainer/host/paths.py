@@ -31,6 +31,11 @@ def graph_images_directory() -> Path:
     return output_directory() / "in-graph-lora" / "graph-images"
 
 
+def cache_directory() -> Path:
+    """Latents and conditions of all runs."""
+    return output_directory() / "in-graph-lora" / "cache"
+
+
 def output_image(path: Path) -> dict[str, str]:
     """A picture below the output folder, as the page asks for it."""
     folder = path.parent.relative_to(output_directory()).as_posix()

@@ -27,10 +27,9 @@ from ..memory.advice import explained_out_of_memory
 from ..memory.blocks import blocks
 from ..memory.plan import Measured, leanest_levers
 from ..memory.report import Plan, planned
-from ..ports import Loan
+from ..ports import Conditioning, Loan
 from ..runs.folder import RunFolder
 from .base_precision import available
-from .conditioning import HostTextEncoder
 from .encode import pixel_step
 from .model import model_family
 from .progress import check_interrupt
@@ -46,7 +45,7 @@ _measured: OrderedDict[str, Measured] = OrderedDict()
 
 def plan_run(
     model: ModelPatcher,
-    texts: HostTextEncoder,
+    encode: Callable[[str, Tensor], Conditioning],
     vae: VAE,
     dataset: Dataset,
     config: TrainConfig,
@@ -60,13 +59,13 @@ def plan_run(
     """The plan, which is said, and the levers to train with. Without a plan where no step could be tried out,
     which is said too.
 
-    config: with `wanted` levers. prints: fingerprints of the models. start: the LoRA to go on from. folder:
-    the run that goes on, which keeps its base precision.
+    encode: caption and latent to a condition. config: with `wanted` levers. prints: fingerprints of the
+    models. start: the LoRA to go on from. folder: the run that goes on, which keeps its base precision.
     """
     memory = config.memory
     manual = memory.fit == "manual"
     size, batch = _largest(dataset, config, pixel_step(vae, model))
-    samples, cached = _samples(model, texts, dataset, config, size, batch)
+    samples, cached = _samples(model, encode, dataset, config, size, batch)
     key = _key(config, prints, samples)
     if key not in _measured:
         emit(Phase(name="trying out one step", done=0, total=1))
@@ -121,7 +120,7 @@ def _largest(dataset: Dataset, config: TrainConfig, step: int) -> tuple[tuple[in
 
 def _samples(
     model: ModelPatcher,
-    texts: HostTextEncoder,
+    encode: Callable[[str, Tensor], Conditioning],
     dataset: Dataset,
     config: TrainConfig,
     size: tuple[int, int],
@@ -134,9 +133,9 @@ def _samples(
     caption = max((r.caption for r in dataset.records), key=len)
     live = config.optimizer.text_encoder_lr > 0
     with torch.no_grad():
-        condition = None if live else texts.encode(caption, latent)
+        condition = None if live else encode(caption, latent)
         prior = config.prior
-        kept = texts.encode(prior.class_prompt, latent) if prior.preserves_output else None
+        kept = encode(prior.class_prompt, latent) if prior.preserves_output else None
     sample = CachedSample(
         latent=latent,
         conditioning=condition,
