@@ -17,8 +17,8 @@ class CheckTrigger(io.ComfyNode):
             node_id="CheckTrigger",
             display_name="Check Trigger",
             category=CATEGORY,
-            description="Shows how each text encoder reads a trigger word, whether it is an ordinary word, and"
-            " three that are rarer.",
+            description="Shows how each text encoder reads a trigger word, whether it is an ordinary word,"
+            " and three that are rarer.",
             search_aliases=["trigger word", "rare token", "identifier", "tokenize", "触发词"],
             is_output_node=True,
             inputs=[

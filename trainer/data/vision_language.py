@@ -128,8 +128,8 @@ def _unusable(folder: Path, error: Exception) -> str:
     why = f"cannot be loaded by transformers ({said[:300]}); choose a model that sees pictures and writes"
     if "trust_remote_code" in said or "custom code" in said:
         why = (
-            "needs code of its own, which is not run; use a version that transformers knows by itself, such as"
-            " florence-community/Florence-2-base for Florence-2"
+            "needs code of its own, which is not run; use a version that transformers knows by itself, such"
+            " as florence-community/Florence-2-base for Florence-2"
         )
     elif "safetensors" in said:
         why = "has no weights in safetensors, and no others are read; convert them"

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 SUGGESTIONS = 3
 MAX_CHARACTERS = 200
 RAREST = 0.9
-"""Vocabularies are sorted by how often their pieces occur. What is this far down has hardly been seen: `ohwx` and
-`sks`, each one token of CLIP's, are at 0.98."""
+"""Vocabularies are sorted by how often their pieces occur, and what is this far down has hardly been seen:
+`ohwx` and `sks`, each one token of CLIP, are at 0.97."""
 
 _TRIED = 300
 _LETTERS = "bcdfghjklmnpqrstvwxz"
@@ -55,8 +55,8 @@ class TriggerCheck:
 def check_trigger(clip: CLIP, trigger: str) -> TriggerCheck:
     """Tokens of the trigger in each text encoder, and words that would be rarer in all of them.
 
-    A word is ordinary for an encoder that has it as one token, unless it is one of the rarest. Raises ModelError for no trigger, or a text
-    encoder whose tokenizer cannot be asked.
+    A word is ordinary for an encoder that has it as one token, unless it is one of the rarest. Raises
+    ModelError for no trigger, or a text encoder whose tokenizer cannot be asked.
     """
     trigger = " ".join(readable(trigger).split())
     if not trigger or len(trigger) > MAX_CHARACTERS:
