@@ -10,7 +10,9 @@ from comfy_api.latest import ComfyExtension, io
 from . import routes
 from .apply_lora import ApplyLoRA
 from .caption_images import CaptionImages
+from .check_trigger import CheckTrigger
 from .compare_baseline import CompareBaseline
+from .edit_captions import EditCaptions
 from .load_dataset import LoadDataset
 from .load_run import LoadRun
 from .lora_adapter import LoRAAdapter
@@ -36,6 +38,8 @@ NODES: list[type[io.ComfyNode]] = [
     PriorPreservation,
     LoadRun,
     PlanTraining,
+    EditCaptions,
+    CheckTrigger,
 ]
 
 

@@ -116,6 +116,8 @@ const SHOW = {
   },
   LoadDataset: showText,
   CaptionImages: showText,
+  EditCaptions: showText,
+  CheckTrigger: showMarkdown,
   ApplyLoRA: showText,
   LoadRun: showText,
   PlanTraining: showMarkdown,

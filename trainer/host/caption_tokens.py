@@ -31,7 +31,7 @@ class CaptionTokenizer:
     def __init__(self, clip: CLIP, syntax: str = "text") -> None:
         """syntax: `DataConfig.caption_syntax`."""
         self._literal = syntax == "text"
-        self._clip: CLIP = _without_embeddings(clip) if self._literal else clip
+        self._clip: CLIP = without_embeddings(clip) if self._literal else clip
 
     def __call__(self, caption: str) -> Any:
         """The tokens, as `encode_from_tokens` takes them: for most encoders {part: chunks}."""
@@ -58,7 +58,7 @@ def _chunks(tokens: Any) -> int:
     return min((len(part) for part in parts if isinstance(part, list)), default=1)
 
 
-def _without_embeddings(part: Any) -> Any:
+def without_embeddings(part: Any) -> Any:
     """A copy of a CLIP, or of a tokenizer, whose tokenizers look for no embedding.
 
     Their identifier is changed rather than the text, so that the text is tokenized as one.
@@ -66,7 +66,7 @@ def _without_embeddings(part: Any) -> Any:
     own = copy.copy(part)
     for name, value in vars(part).items():
         if hasattr(value, "tokenize_with_weights"):
-            setattr(own, name, _without_embeddings(value))
+            setattr(own, name, without_embeddings(value))
     if hasattr(own, "embedding_identifier"):
         own.embedding_identifier = _NO_IDENTIFIER
     return own
