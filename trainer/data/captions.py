@@ -1,163 +1,20 @@
-"""Captions: reading those that lie beside the pictures, and writing new ones from a template."""
+"""Captions from a template."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import math
-import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 from ..errors import DatasetError, shortened
 from ..text import readable
-from .records import Dataset, ImageRecord, Problem
-
-SIDECAR_SUFFIXES = (".txt", ".caption")
-METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
-FILE_COLUMNS = ("file_name", "image")
-TEXT_COLUMNS = ("text", "prompt")
-WEIGHT_COLUMN = "weight"
-MAX_CAPTION_BYTES = 1_000_000
-MAX_METADATA_BYTES = 100_000_000
+from .records import Dataset, ImageRecord
 
 OnExisting = Literal["keep", "overwrite", "append"]
 PLACEHOLDERS = ("trigger", "class", "filename", "caption")
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _COMMA = re.compile(r"[,，]")
-
-
-# --- reading ---------------------------------------------------------------------------------------------
-
-
-def read_text(path: Path, limit: int = MAX_CAPTION_BYTES) -> str:
-    """The stripped text of a file in UTF-8, UTF-16 with a byte order mark, or GB18030.
-
-    Raises DatasetError if it is over `limit` bytes, cannot be read, or is none of these.
-    """
-    try:
-        if not path.is_file():
-            raise DatasetError(f"{path.name}: is not a regular file; replace it by a text file")
-        if (size := path.stat().st_size) > limit:
-            raise DatasetError(f"{path.name}: has {size} bytes (limit {limit}); is it really a text file?")
-        data = path.read_bytes()
-    except OSError as e:
-        why = (e.strerror or str(e)).lower()
-        raise DatasetError(f"{path.name}: cannot be read ({why}); check its permissions") from e
-    utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-    for encoding in ("utf-16",) if utf16 else ("utf-8-sig", "gb18030"):
-        try:
-            return data.decode(encoding).strip()
-        except UnicodeDecodeError:
-            continue
-    raise DatasetError(f"{path.name}: is neither UTF-8 nor GB18030 text; save it as UTF-8")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Described:
-    """What metadata says of one picture; None is what it does not say."""
-
-    caption: str | None = None
-    weight: float | None = None
-
-    def or_else(self, other: Described) -> Described:
-        return Described(
-            caption=other.caption if self.caption is None else self.caption,
-            weight=other.weight if self.weight is None else self.weight,
-        )
-
-
-def read_metadata(path: Path) -> tuple[dict[Path, Described], list[Problem]]:
-    """Captions and weights in `metadata.csv` (with a header) or `metadata.jsonl` (an object a line).
-
-    Columns are `file_name` and `text`, or `image` and `prompt`; `weight` may join them or replace the text.
-    Returns {picture beside or below the file: what is said of it}, and what was skipped: paths are only names
-    to look up and never opened, and one that leads out of the folder is refused. Raises DatasetError if the
-    file as a whole cannot be used.
-    """
-    text = read_text(path, MAX_METADATA_BYTES)
-    found: dict[Path, Described] = {}
-    bad: list[str] = []
-    odd: list[str] = []
-    for line, row in _csv_rows(path, text) if path.suffix.lower() == ".csv" else _jsonl_rows(text):
-        name, caption, given = _first(row, FILE_COLUMNS), _first(row, TEXT_COLUMNS), _given_weight(row)
-        if not name or (caption is None and given is None):
-            bad.append(f"line {line} lacks a file name or a text")
-        elif (target := _below(path.parent, name)) is None:
-            bad.append(f"line {line} names {name!r}, which is outside the folder")
-        else:
-            weight = _positive(given)
-            if given is not None and weight is None:
-                odd.append(f"line {line} has the weight {given!r}")
-            caption = None if caption is None else caption.strip()
-            found.setdefault(target, Described(caption=caption, weight=weight))
-    reasons = []
-    if bad:
-        reasons.append(f"{shortened(bad)}; these rows are skipped")
-    if odd:
-        reasons.append(f"{shortened(odd)}; left out, write a number above 0")
-    return found, [Problem(path=path, reason=reason) for reason in reasons]
-
-
-def _given_weight(row: dict) -> Any:
-    """The weight as it is written; None for a row without one."""
-    given = row.get(WEIGHT_COLUMN)
-    return None if isinstance(given, str) and not given.strip() else given
-
-
-def _positive(given: Any) -> float | None:
-    """The number, if it is one and is finite and above 0."""
-    try:
-        value = math.nan if isinstance(given, bool) else float(given)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return value if 0 < value < math.inf else None
-
-
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    try:
-        columns = [c.strip() for c in reader.fieldnames or ()]
-        if not set(columns) & set(FILE_COLUMNS) or not set(columns) & {*TEXT_COLUMNS, WEIGHT_COLUMN}:
-            raise DatasetError(
-                f"{path.name}: has the columns {columns}; name them file_name and text, or image and prompt"
-            )
-        reader.fieldnames = columns
-        for row in reader:
-            yield reader.line_num, row
-    except csv.Error as e:
-        raise DatasetError(f"{path.name}: is not a CSV file ({e}); save it as comma-separated UTF-8") from e
-
-
-def _jsonl_rows(text: str) -> Iterator[tuple[int, dict]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = {}
-            yield number, row if isinstance(row, dict) else {}
-
-
-def _first(row: dict, keys: tuple[str, ...]) -> str | None:
-    return next((row[k] for k in keys if isinstance(row.get(k), str)), None)
-
-
-def _below(folder: Path, name: str) -> Path | None:
-    name = name.strip().replace("\\", "/")
-    try:
-        relative = os.path.relpath(name, folder) if os.path.isabs(name) else os.path.normpath(name)
-    except ValueError:  # another drive
-        return None
-    return None if relative.split(os.sep)[0] == os.pardir else folder / relative
-
-
-# --- templates -------------------------------------------------------------------------------------------
 
 
 def render(template: str, *, trigger: str, class_word: str, filename: str, caption: str) -> str:

@@ -17,8 +17,8 @@ from functools import cached_property
 from pathlib import Path
 
 from ..errors import DatasetError, shortened
-from .captions import METADATA_NAMES, SIDECAR_SUFFIXES, Described, read_metadata, read_text
 from .images import inspect_image
+from .metadata import METADATA_NAMES, SIDECAR_SUFFIXES, Described, read_metadata, read_text
 from .records import Dataset, ImageRecord, Problem, Role
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
