@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .config import MemoryConfig
+from .data.views import View
 from .memory.streaming import Packed
 from .noise import NoiseProcess
 
@@ -56,8 +57,9 @@ class TextEncoder(Protocol):
         """The beginning of the caption that can be encoded: all of it, but for texts that are no captions."""
         ...
 
-    def encode(self, caption: str, latent: Tensor) -> Conditioning:
-        """The condition of one sample, built for the size of its own latent."""
+    def encode(self, caption: str, latent: Tensor, *, view: View | None = None) -> Conditioning:
+        """The condition of one sample, built for the size of its own latent, and for what of the picture it
+        shows where the model takes that."""
         ...
 
 
@@ -81,7 +83,7 @@ class TextModel(Protocol):
     blocks: Sequence[nn.Module]
     half_precision: torch.dtype | None
 
-    def condition(self, caption: str, latent: Tensor) -> Conditioning:
+    def condition(self, caption: str, latent: Tensor, *, view: View | None = None) -> Conditioning:
         """As `TextEncoder.encode`, with gradients."""
         ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,9 +15,8 @@ from ..errors import DatasetError, shortened
 from ..events import Emit, Notice, Phase
 from ..ports import LatentEncoder, TextEncoder
 from .batches import CachedSample
-from .images import open_image
 from .records import Dataset, ImageRecord
-from .views import View, views
+from .views import View, opened, views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +66,13 @@ class SampleCache:
         for i, record in enumerate(records):
             self._progress("encoding pictures", i, len(records))
             encoded += [
-                (record, *self._encode_picture(record, view))
+                (record, view, *self._encode_picture(record, view))
                 for view in views(record, resolution=dataset.resolution, step=self.step)
             ]
         samples: dict[str, list[CachedSample]] = {"instance": [], "class": [], "validation": []}
-        for i, (record, latent, mask) in enumerate(encoded):
+        for i, (record, view, latent, mask) in enumerate(encoded):
             self._progress("encoding captions", i, len(encoded))
-            sample = self._with_text(record, latent, mask, config, train_text)
+            sample = self._with_text(record, view, latent, mask, config, train_text)
             samples[record.role].append(sample)
         return TrainingData(
             samples=samples["instance"],
@@ -85,22 +85,30 @@ class SampleCache:
         self.emit(Phase(name=name, done=done, total=total))
 
     def _encode_picture(self, record: ImageRecord, view: View) -> tuple[Tensor, Tensor | None]:
-        latent = self.latents.encode(view.cut(open_image(record.path)))
+        image, hidden = opened(record)
+        latent = self.latents.encode(view.cut(image))
         if not latent.isfinite().all():
             raise DatasetError(
                 f"{record.name}: the VAE gives NaN or infinite latents; run the VAE in fp32"
                 " (start ComfyUI with --fp32-vae) or use a VAE that is safe in fp16"
             )
-        if record.mask is None:
+        if hidden is None:
             return latent, None
-        pixels = view.cut(open_image(record.mask)).mean(-1)
+        pixels = view.cut_mask(hidden)
         mask = adaptive_avg_pool2d(pixels[None], (latent.shape[-2], latent.shape[-1]))  # [1, h, w]
         return latent, mask.reshape(1, *[1] * (latent.ndim - 3), *mask.shape[-2:])
 
     def _with_text(
-        self, record: ImageRecord, latent: Tensor, mask: Tensor | None, config: TrainConfig, live: bool
+        self,
+        record: ImageRecord,
+        view: View,
+        latent: Tensor,
+        mask: Tensor | None,
+        config: TrainConfig,
+        live: bool,
     ) -> CachedSample:
-        objective, prior, encode = config.objective, config.prior, self.texts.encode
+        objective, prior = config.objective, config.prior
+        encode = partial(self.texts.encode, view=view)
         with torch.no_grad():
             return CachedSample(
                 latent=latent,
@@ -110,6 +118,7 @@ class SampleCache:
                 repeats=record.repeats,
                 weight=record.weight,
                 mask=mask,
+                view=view,
                 empty=encode("", latent) if objective.caption_dropout and not live else None,
                 class_conditioning=(encode(prior.class_prompt, latent) if prior.preserves_output else None),
             )

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from ..data.views import View
 from ..errors import ModelError
 from .caption_tokens import CaptionTokenizer
-from .model import Condition
+from .model import Condition, model_family
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -32,6 +33,20 @@ def _own(value: Any) -> Any:
     return tree_map_only(Tensor, own, value)
 
 
+def crop_conditions(view: View) -> dict[str, int]:
+    """What CLIPTextEncodeSDXL puts into a conditioning: the size before scaling, where the crop begins in the
+    scaled picture, and the size that is trained."""
+    (width, height), (crop_w, crop_h) = view.original, view.top_left
+    return {
+        "width": width,
+        "height": height,
+        "crop_w": crop_w,
+        "crop_h": crop_h,
+        "target_width": view.size[0],
+        "target_height": view.size[1],
+    }
+
+
 class HostTextEncoder:
     """The engine's `TextEncoder`: one caption for one latent, each caption encoded once."""
 
@@ -48,16 +63,19 @@ class HostTextEncoder:
         return self.tokenize.fitted(caption)
 
     @torch.no_grad()
-    def encode(self, caption: str, latent: Tensor) -> Condition:
-        """The arguments that ComfyUI's sampler would give the network for this caption and this size."""
+    def encode(self, caption: str, latent: Tensor, *, view: View | None = None) -> Condition:
+        """The arguments that ComfyUI's sampler would give the network for this caption and this size.
+
+        view: what of a picture the latent shows, for models that were trained to be told (SDXL).
+        """
         if caption not in self._encoded:
             self._encoded[caption] = self._encode_text(caption)
-        conds = self.conditions(self._encoded[caption], latent)
+        conds = self.conditions(self._encoded[caption], latent, view)
         for cond in conds.values():
             cond.cond = _own(cond.cond)
         return conds
 
-    def conditions(self, text: Mapping[str, Any], latent: Tensor) -> Condition:
+    def conditions(self, text: Mapping[str, Any], latent: Tensor, view: View | None = None) -> Condition:
         """`text`: cross_attn, pooled_output and what else the text encoder gives."""
         noise = latent.unsqueeze(0)
         params = dict(
@@ -74,6 +92,8 @@ class HostTextEncoder:
         )
         if self.patcher.model.model_config.unet_config.get("guidance_embed"):
             params["guidance"] = self.guidance
+        if view is not None and model_family(self.patcher).told_crops:
+            params |= crop_conditions(view)
         conds = self.patcher.model.extra_conds(**params)
         return {name: cond.process_cond(batch_size=1, area=None) for name, cond in conds.items()}
 
