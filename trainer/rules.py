@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import regex
 
@@ -24,20 +26,27 @@ MAX_LENGTH = 1000
 MAX_REPEATS = 10_000
 MAX_SECONDS = 0.5
 
+T = TypeVar("T")
+
 _COUNTS = regex.compile(r"\{(\d*),?(\d*)\}")
 
 
 class Expression:
     """A regular expression that a shared workflow may have brought, searched in the names of layers.
 
-    One that backtracks without end would hold the whole server: `regex` gives up after MAX_SECONDS, added up
+    One that backtracks without end would hold the whole server: `regex` gives up after `seconds`, added up
     over all searches, and lets other threads run meanwhile. Python's `re` can do neither. Counts of
     repetitions are multiplied out when an expression is compiled, and so are bounded before.
     """
 
-    def __init__(self, text: str, field: str) -> None:
-        """field: of the settings, for messages. Raises ConfigError."""
-        self.text, self.field = text, field
+    def __init__(
+        self, text: str, field: str, example: str = r"attn2\.to_[kv]$", seconds: float = MAX_SECONDS
+    ) -> None:
+        """field: of the settings, for messages; example: of a right expression; seconds: for all searches.
+
+        Raises ConfigError.
+        """
+        self.text, self.field, self._seconds = text, field, seconds
         if len(text) > MAX_LENGTH:
             raise ConfigError(
                 f"{field}: an expression of {len(text)} characters; at most {MAX_LENGTH} are possible, so"
@@ -51,18 +60,30 @@ class Expression:
             self._pattern = regex.compile(text)
         except (regex.error, RecursionError, OverflowError) as error:
             raise ConfigError(
-                f"{field}: '{text}' is not a regular expression ({error}); correct it, for example"
-                r" attn2\.to_[kv]$"
+                f"{field}: '{text}' is not a regular expression ({error}); correct it, for example {example}"
             ) from error
-        self._left = MAX_SECONDS
+        self._left = seconds
 
     def found_in(self, name: str) -> bool:
+        return self._in_time(self._pattern.search, name) is not None
+
+    def replaced_in(self, text: str, by: str) -> str:
+        r"""`text` with each match replaced by `by`, in which \1 or \g<name> are groups of the match."""
+        try:
+            return self._in_time(self._pattern.sub, by, text)
+        except (regex.error, IndexError) as error:
+            raise ConfigError(
+                f"{self.field}: '{by}' cannot replace '{self.text}' ({error}); groups are \\1 to \\9 for what"
+                " is in brackets, and a backslash itself is \\\\"
+            ) from error
+
+    def _in_time(self, search: Callable[..., T], *texts: str) -> T:
         started = time.perf_counter()
         try:
-            return self._pattern.search(name, timeout=max(self._left, 1e-3), concurrent=True) is not None
+            return search(*texts, timeout=max(self._left, 1e-3), concurrent=True)
         except (TimeoutError, MemoryError) as error:
             raise ConfigError(
-                f"{self.field}: the expression '{self.text}' takes more than {MAX_SECONDS:g} s; it"
+                f"{self.field}: the expression '{self.text}' takes more than {self._seconds:g} s; it"
                 " backtracks, so write it without nested repetitions such as (a+)+"
             ) from error
         finally:

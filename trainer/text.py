@@ -9,6 +9,7 @@ from .errors import shortened
 
 REPLACEMENT = "\ufffd"
 
+_COMMA = re.compile(r"[,，]")
 _PROMPT_SYNTAX = re.compile(r"[()]|embedding:")
 
 
@@ -33,3 +34,8 @@ def garbled(texts: Iterable[tuple[str, str]]) -> str | None:
 def has_prompt_syntax(text: str) -> bool:
     """Whether CLIPTextEncode sees more in it than letters: weights, escaped brackets, embeddings."""
     return bool(_PROMPT_SYNTAX.search(text))
+
+
+def comma_parts(text: str) -> list[str]:
+    """The tags of a caption: what is between its commas, stripped, without empty ones."""
+    return [part for part in (p.strip() for p in _COMMA.split(text)) if part]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from in_graph_lora.trainer.data.captions import apply, render
+from in_graph_lora.trainer.data.captions import apply, existing, render, to_caption, words_of_name
 from in_graph_lora.trainer.data.records import Dataset, ImageRecord
 from in_graph_lora.trainer.errors import DatasetError
 
@@ -153,3 +153,57 @@ def test_apply_changes_nothing_but_captions():
         (r.path, r.role, r.digest) for r in data.records
     ]
     assert texts(data) == ["a", ""]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("red_fox_012.png", "red fox"),
+        ("red fox (12).png", "red fox"),
+        ("red-fox-3.jpg", "red-fox"),
+        ("r2d2.png", "r2d2"),
+        ("0012.png", "0012"),
+        ("(3).png", "(3)"),
+    ],
+)
+def test_the_words_of_a_name_are_its_stem_without_a_counter(name, words):
+    assert words_of_name(record(name=name)) == words
+
+
+def test_what_a_source_says_comes_behind_the_template_unless_it_has_a_place():
+    data = dataset("old", "")
+    options = {"trigger": "ohwx", "class_word": "dog", "on_existing": "overwrite", "source": lambda r: "sits"}
+    assert (
+        texts(apply(data, template="a photo of {trigger} {class}", **options))
+        == ["a photo of ohwx dog, sits"] * 2
+    )
+    assert texts(apply(data, template="{caption}, {trigger}", **options)) == ["sits, ohwx"] * 2
+    options |= {"trigger": "", "class_word": ""}
+    assert texts(apply(data, template="a photo of {trigger} {class}", **options)) == ["sits"] * 2
+
+
+def test_a_source_is_asked_only_for_pictures_that_are_captioned():
+    data = dataset("old", record("", "new.png"))
+    asked = []
+
+    def source(r):
+        asked.append(r.name)
+        return "sits"
+
+    done = apply(data, template="", source=source)
+    assert (texts(done), asked) == (["old", "sits"], ["new.png"])
+    assert [r.name for r in to_caption(data, "keep")] == ["new.png"]
+    assert len(to_caption(data, "append")) == 2
+
+
+def test_existing_captions_get_what_the_template_adds():
+    data = dataset("a cat", record("", "b.png"))
+    options = {"trigger": "ohwx", "source": existing, "template": "{trigger}"}
+    assert texts(apply(data, on_existing="overwrite", **options)) == ["ohwx, a cat", "ohwx"]
+    assert texts(apply(data, on_existing="append", **options)) == ["a cat, ohwx", "ohwx"]
+    assert texts(apply(data, on_existing="keep", **options)) == ["a cat", "ohwx"]
+
+
+def test_a_source_that_says_nothing_for_a_picture_is_an_error_that_names_it():
+    with pytest.raises(DatasetError, match="cat_01.png has no caption, and the template '' and the method"):
+        apply(dataset(""), template="", source=lambda r: " ")
