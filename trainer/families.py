@@ -22,6 +22,8 @@ class Family:
     """Class names of the modules that write to their arguments in place, by `+=` only."""
     in_place_calls: tuple[str, ...] | None = ()
     """Class names of the modules that write in place by calls (`x.add_(y)`); None: any block may."""
+    told_crops: bool = False
+    """Whether the network is told each picture's size before scaling and where it was cropped."""
 
 
 _UNET = ("ResBlock", "BasicTransformerBlock")
@@ -30,7 +32,14 @@ _FLUX = ("DoubleStreamBlock", "SingleStreamBlock")
 FAMILIES = (
     Family(name="sd_v1", title="Stable Diffusion 1", config="SD15", file_names="diffusers", blocks=_UNET),
     Family(name="sd_v2", title="Stable Diffusion 2", config="SD20", file_names="diffusers", blocks=_UNET),
-    Family(name="sdxl_base_v1-0", title="SDXL", config="SDXL", file_names="module", blocks=_UNET),
+    Family(
+        name="sdxl_base_v1-0",
+        title="SDXL",
+        config="SDXL",
+        file_names="module",
+        blocks=_UNET,
+        told_crops=True,
+    ),
     Family(name="sd3", title="Stable Diffusion 3", config="SD3", file_names="module"),
     Family(name="flux1", title="Flux.1", config="Flux", file_names="module", in_place=_FLUX),
     Family(name="flux2", title="Flux.2", config="Flux2", file_names="module", in_place=_FLUX),

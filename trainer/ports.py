@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .config import MemoryConfig
 from .data.store import Entry
+from .data.views import View
 from .memory.streaming import Packed
 from .noise import NoiseProcess
 
@@ -64,16 +65,21 @@ class TextEncoder(Protocol):
     """Of all that decides a condition beside what `encode` is given and `traced` tells."""
     network_identity: str
     """Of the network's own weights."""
+    told_crops: bool
+    """Whether a condition says which part of the picture is shown, and how large the picture was."""
 
     def fitted(self, caption: str) -> str:
         """The beginning of the caption that can be encoded: all of it, but for texts that are no captions."""
         ...
 
-    def encode(self, caption: str, latent: Tensor) -> Conditioning:
-        """The condition of one sample, built for the size of its own latent."""
+    def encode(self, caption: str, latent: Tensor, *, view: View | None = None) -> Conditioning:
+        """The condition of one sample, built for the size of its own latent, and for what of the picture it
+        shows where the model takes that."""
         ...
 
-    def traced(self, caption: str, latent: Tensor) -> tuple[Conditioning, Traces]:
+    def traced(
+        self, caption: str, latent: Tensor, *, view: View | None = None
+    ) -> tuple[Conditioning, Traces]:
         """As `encode`, with what the condition depends on: the network's weights, the latent's values."""
         ...
 
@@ -104,7 +110,7 @@ class TextModel(Protocol):
     blocks: Sequence[nn.Module]
     half_precision: torch.dtype | None
 
-    def condition(self, caption: str, latent: Tensor) -> Conditioning:
+    def condition(self, caption: str, latent: Tensor, *, view: View | None = None) -> Conditioning:
         """As `TextEncoder.encode`, with gradients."""
         ...
 

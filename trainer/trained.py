@@ -100,7 +100,7 @@ def prepared(
             stack.enter_context(checkpointed(text.blocks, memory.checkpointing, offload=offload))
 
             def condition_of(sample: CachedSample, dropped: bool) -> Conditioning:
-                return text.condition("" if dropped else sample.caption, sample.latent)
+                return text.condition("" if dropped else sample.caption, sample.latent, view=sample.view)
 
         if memory.compile:
             stack.enter_context(compiled(denoiser.blocks))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..ports import Conditioning
 from ..rng import stream
+from .views import View
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,8 @@ class CachedSample:
     """Factor on this picture's loss."""
     mask: Tensor | None = None
     """[1, ...] of the latent's spatial shape, 0..1: where the loss counts."""
+    view: View | None = None
+    """What of the picture is shown."""
     empty: Conditioning = None
     """Condition of the empty caption, when captions are dropped."""
     class_conditioning: Conditioning = None

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 MAX_ASPECT = 4.0
+MAX_WHOLE_ASPECT = 16.0
 
 
 @lru_cache(maxsize=64)
@@ -55,6 +56,29 @@ def bucket_size(
         return round(abs(math.log(w / h) - wanted), 9), -w * h, -w
 
     return min(bucket_shapes(resolution, step, max_aspect), key=rank)
+
+
+def whole_size(width: int, height: int, *, resolution: int, step: int = 64) -> tuple[int, int]:
+    """(width, height) in pixels to train a picture of `width` x `height` at without cropping it.
+
+    Both are multiples of `step`, and their product is at most resolution² and at least three quarters of it
+    where steps allow. Among these the sides nearest to the picture's aspect ratio win, then the larger area;
+    what still sticks out is less than half a step. Pictures longer than MAX_WHOLE_ASPECT are treated as if
+    they had that aspect ratio.
+    """
+    if width < 1 or height < 1:
+        raise ValueError(f"a picture of {width}x{height} pixels has no bucket")
+    aspect = min(max(width, height) / min(width, height), MAX_WHOLE_ASPECT)  # of the long side to the short
+    budget = max(1, resolution * resolution // (step * step))
+    most = math.sqrt(budget / aspect)
+
+    def rank(shape: tuple[int, int]) -> tuple[float, int]:
+        short, long = shape
+        return round(abs(math.log(long / short / aspect)), 9), -short * long
+
+    sides = range(max(1, math.floor(most * math.sqrt(0.75))), max(1, math.floor(most)) + 1)
+    short, long = min(((a, max(a, min(round(a * aspect), budget // a))) for a in sides), key=rank)
+    return (long * step, short * step) if width >= height else (short * step, long * step)
 
 
 def group_by_bucket(

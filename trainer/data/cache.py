@@ -20,12 +20,11 @@ from ..events import Emit, Notice, Phase
 from ..files import sha256
 from ..ports import Conditioning, LatentEncoder, TextEncoder, Traces
 from .batches import CachedSample, Sample
-from .images import open_image
 from .records import Dataset, ImageRecord
 from .store import Entry, Store, key_of
 from .stored import SampleLost, StoredSample
 from .variation import Captions, Variation
-from .views import View, views
+from .views import View, opened, views
 
 FORMAT = 1
 """Of the entries; counts up when the same keys would name something else."""
@@ -121,6 +120,7 @@ class SampleCache:
                 captions=own.captions,
                 repeats=record.repeats,
                 weight=record.weight,
+                view=picture.view,
                 latent=picture.key,
                 conditions=tuple(keys[picture.key, text] for text in own.encoded),
                 empty=keys[picture.key, ""] if own.empty else "",
@@ -151,7 +151,7 @@ class SampleCache:
 
     def _text_inputs(self, picture: _Picture) -> Mapping[str, Any]:
         """What `TextEncoder.encode` is given beside caption and latent; `repr` must say all of it."""
-        return {}
+        return {"view": picture.view} if self.texts.told_crops else {}
 
     def _condition_keys(
         self, caption: str, shape: tuple[int, ...], inputs: Mapping[str, Any], latent_key: str
@@ -276,6 +276,7 @@ class SampleCache:
             repeats=sample.repeats,
             weight=sample.weight,
             mask=entry.tensors.get("mask"),
+            view=sample.view,
             empty=self._condition(sample.empty),
             class_conditioning=self._condition(sample.class_condition),
         )
@@ -320,8 +321,9 @@ def _texts(record: ImageRecord, config: TrainConfig, *, live: bool) -> _Texts:
 
 def _pixels(record: ImageRecord, view: View) -> tuple[Tensor, Tensor | None]:
     """The picture as it is trained, and its mask [H, W]."""
-    pixels = view.cut(open_image(record.path))
-    mask = None if record.mask is None else view.cut(open_image(record.mask)).mean(-1)
+    image, hidden = opened(record)
+    pixels = view.cut(image)
+    mask = None if hidden is None else view.cut_mask(hidden)
     for path, digest in ((record.path, record.digest), (record.mask, record.mask_digest)):
         if path is not None and sha256(path) != digest:
             raise DatasetError(f"{path.name} has changed since the dataset was loaded; run the graph again")

@@ -8,9 +8,9 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ..errors import DatasetError
 from ..files import write_image
+from . import formats
+from .traits import Traits, traits_of
 
 MAX_BYTES = 256 * 1024**2
 MAX_PIXELS = 128_000_000
-FORMATS = ("JPEG", "PNG", "WEBP")
+WHITE = (255, 255, 255)
 
 _ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -34,23 +36,44 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-_CACHE_ENTRIES = 20_000
-_inspected: dict[tuple[str, int, int], tuple[tuple[int, int], str]] = {}
+_CACHE_ENTRIES = 100_000
+_examined: dict[tuple[str, int, int], Examined] = {}
 
 
-def open_image(path: Path) -> Image.Image:
-    """The picture in mode RGB, fully decoded and turned upright by EXIF; transparency lies on white.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Examined:
+    """What one look at a picture tells."""
 
-    Raises DatasetError if the file is missing, empty, truncated, animated, over MAX_BYTES or MAX_PIXELS,
-    or is not JPEG, PNG or WebP inside, whatever its name.
+    size: tuple[int, int]
+    """(width, height) in pixels, after EXIF rotation."""
+    digest: str
+    """sha256 of the file's bytes, hex."""
+    traits: Traits
+    transparent: bool
+    """Whether a part of it is."""
+    animated: bool
+    """Whether there is more than one frame; the first is used."""
+
+
+def open_image(path: Path, *, alpha: bool = False) -> Image.Image:
+    """The picture, fully decoded and turned upright by EXIF: mode RGB, transparency on white. With `alpha`,
+    mode RGBA if it has any transparency. Of an animation the first frame.
+
+    Raises DatasetError if the file is missing, empty, truncated, over MAX_BYTES or MAX_PIXELS, or in no
+    format of `formats.FORMATS`, whatever its name.
     """
-    return _decode(path, _read(path))
+    image, _ = _decode(path, _read(path))
+    return image if alpha else on_colour(image, WHITE)
 
 
 def inspect_image(path: Path) -> tuple[tuple[int, int], str]:
-    """((width, height) after EXIF rotation, sha256 of the file's bytes in hex).
+    """The size and digest that `examine` finds."""
+    found = examine(path)
+    return found.size, found.digest
 
-    Decodes the whole picture once to know that it can be; later calls answer from memory as long as
+
+def examine(path: Path) -> Examined:
+    """Decodes the whole picture once to know that it can be; later calls answer from memory as long as
     the file's time and size stay the same. Raises DatasetError as `open_image` does.
     """
     try:
@@ -58,35 +81,70 @@ def inspect_image(path: Path) -> tuple[tuple[int, int], str]:
     except OSError as e:
         raise _unusable(path, f"cannot be read ({_why(e)}); check that it exists and may be read") from e
     key = (str(path), info.st_mtime_ns, info.st_size)
-    if key not in _inspected:
+    if key not in _examined:
         data = _read(path)
-        found = (_decode(path, data).size, hashlib.sha256(data).hexdigest())
-        if len(_inspected) >= _CACHE_ENTRIES:
-            _inspected.clear()
-        _inspected[key] = found
-    return _inspected[key]
+        image, animated = _decode(path, data)
+        found = Examined(
+            size=image.size,
+            digest=hashlib.sha256(data).hexdigest(),
+            traits=traits_of(on_colour(image, WHITE)),
+            transparent=image.mode == "RGBA",
+            animated=animated,
+        )
+        if len(_examined) >= _CACHE_ENTRIES:
+            _examined.clear()
+        _examined[key] = found
+    return _examined[key]
 
 
-def cover_box(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) of the centred part of a picture with the aspect ratio of `target`."""
+def on_colour(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    """RGB: what is transparent in an RGBA picture shows `colour`."""
+    if image.mode == "RGB":
+        return image
+    page = Image.new("RGBA", image.size, (*colour, 255))
+    page.alpha_composite(image)
+    return page.convert("RGB")
+
+
+def cover_box(
+    size: tuple[int, int], target: tuple[int, int], place: tuple[float, float] = (0.5, 0.5)
+) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of the largest part of a picture with the aspect ratio of `target`.
+
+    place: which of these parts, 0 to 1 from left to right and from top to bottom; (0.5, 0.5) is the centre.
+    """
     (w, h), (tw, th) = size, target
     scale = max(tw / w, th / h)
     cw, ch = min(w, tw / scale), min(h, th / scale)
-    left, top = (w - cw) / 2, (h - ch) / 2
-    return left, top, left + cw, top + ch
+    left, top = (w - cw) * place[0], (h - ch) * place[1]
+    return left, top, min(w, left + cw), min(h, top + ch)
 
 
-def fit(image: Image.Image, size: tuple[int, int], crop: Literal["center"] = "center") -> torch.Tensor:
-    """Cover `size` = (width, height) by Lanczos and crop what sticks out, never stretching.
+def scaled(
+    image: Image.Image,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float] | None = None,
+    *,
+    reducing_gap: float | None = None,
+) -> Image.Image:
+    """`box` of the picture, scaled to `size` = (width, height) by Lanczos; without one, its centre.
 
-    Returns [H, W, 3], float32, 0 to 1.
+    reducing_gap: Pillow's; what is only looked at is faster with it.
     """
-    if crop != "center":
-        raise ValueError(f"crop is {crop!r}; only 'center' is known")
     # Cropping first, to a fraction of a pixel, gives the same picture without the huge intermediate
     # that a 200x1 strip would be enlarged to.
-    cut = image.resize(size, Image.Resampling.LANCZOS, box=cover_box(image.size, size))
-    return torch.from_numpy(np.array(cut, dtype=np.float32) / 255.0)
+    box = box or cover_box(image.size, size)
+    return image.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=reducing_gap)
+
+
+def fit(image: Image.Image, size: tuple[int, int]) -> torch.Tensor:
+    """The centre of a picture, as `scaled` gives it: [H, W, 3], float32, 0 to 1."""
+    return to_pixels(scaled(image, size))
+
+
+def to_pixels(image: Image.Image) -> torch.Tensor:
+    """[H, W, 3], float32, 0 to 1."""
+    return torch.from_numpy(np.array(image, dtype=np.float32) / 255.0)
 
 
 def save_tensor(image: torch.Tensor, folder: Path) -> Path:
@@ -115,7 +173,7 @@ def _holds(path: Path, picture: Image.Image) -> bool:
         kept = open_image(path)
     except DatasetError:
         return False
-    return kept.size == picture.size and kept.tobytes() == _to_rgb(picture).tobytes()
+    return kept.size == picture.size and kept.tobytes() == on_colour(_to_rgb(picture), WHITE).tobytes()
 
 
 def _unusable(path: Path, reason: str) -> DatasetError:
@@ -156,21 +214,28 @@ def _strict_pillow() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
 
 
-def _decode(path: Path, data: bytes) -> Image.Image:
+def _decode(path: Path, data: bytes) -> tuple[Image.Image, bool]:
+    """(the upright picture in mode RGB or RGBA, whether it has more frames)."""
     try:
-        with _strict_pillow(), Image.open(BytesIO(data), formats=FORMATS) as image:
+        # Not Image.open(formats=None): that would let in all that Pillow knows, PostScript among it.
+        with _strict_pillow(), Image.open(BytesIO(data), formats=formats.known()) as image:
             _check_header(path, image)
+            # MPO is what many phones and cameras write as .jpg: the photo, then a thumbnail or gain map as
+            # "frames". Asked before decoding: afterwards Pillow would have to begin again.
+            animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))
             image.load()
             # Not ImageOps.exif_transpose: it also writes the EXIF block anew and fails on odd ones.
             turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-            rgb = _to_rgb(image)
-            return rgb if turn is None else rgb.transpose(turn)
+            flat = _to_rgb(image)
+            return flat if turn is None else flat.transpose(turn), animated
     except DatasetError:
         raise
     except UnidentifiedImageError as e:
-        raise _unusable(path, "is not a JPEG, PNG or WebP picture inside; convert it to one of these") from e
+        raise _unusable(path, formats.unknown(data)) from e
     except Image.DecompressionBombError as e:
         raise _unusable(path, "has more pixels than Pillow allows; save it smaller") from e
+    except MemoryError as e:
+        raise _unusable(path, "needs more memory than there is; save it smaller") from e
     except Exception as e:  # Pillow's decoders raise nearly anything on a broken file
         raise _unusable(path, f"is damaged or truncated ({e}); copy it again or leave it out") from e
 
@@ -180,20 +245,17 @@ def _check_header(path: Path, image: Image.Image) -> None:
     if width * height > MAX_PIXELS:
         million = f"{width * height / 1e6:.0f} million pixels (limit {MAX_PIXELS / 1e6:.0f})"
         raise _unusable(path, f"has {width}x{height}, {million}; save it smaller")
-    frames = getattr(image, "n_frames", 1)
-    # MPO is what many phones and cameras write as .jpg: the photo, then a thumbnail or gain map as "frames".
-    if frames > 1 and image.format != "MPO":
-        raise _unusable(path, f"is animated ({frames} frames); save one frame as PNG")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I" or image.mode.startswith("I;16"):
+    """RGB, or RGBA if a part of it is transparent."""
+    if image.mode == "F" or image.mode == "I" or image.mode.startswith("I;16"):
         # Pillow's own conversion clips 16-bit grey at 255 instead of scaling it.
-        grey = np.asarray(image).astype(np.float32).clip(0, 65535) / 257
+        grey = np.asarray(image).astype(np.float32)
+        grey = grey.clip(0, 1) * 255 if image.mode == "F" else grey.clip(0, 65535) / 257
         return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
     rgba = image.convert("RGBA")
-    page = Image.new("RGBA", rgba.size, "white")
-    page.alpha_composite(rgba)
-    return page.convert("RGB")
+    lowest, _ = rgba.getchannel("A").getextrema()
+    return rgba if lowest != 255 else rgba.convert("RGB")

@@ -7,12 +7,14 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import DatasetError, shortened
+from .framing import Box
 from .records import Problem
 
 SIDECAR_SUFFIXES = (".txt", ".caption")
@@ -20,6 +22,7 @@ METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
 FILE_COLUMNS = ("file_name", "image")
 TEXT_COLUMNS = ("text", "prompt")
 WEIGHT_COLUMN = "weight"
+FOCUS_COLUMN = "focus"
 MAX_CAPTION_BYTES = 1_000_000
 MAX_METADATA_BYTES = 100_000_000
 
@@ -53,18 +56,31 @@ class Described:
 
     caption: str | None = None
     weight: float | None = None
+    focus: Box | None = None
+    """(left, top, right, bottom): pixels, or shares of the sides where none is above 1."""
+
+    def focus_in(self, size: tuple[int, int]) -> Box | None:
+        """`focus` in pixels of a picture of (width, height), as far as it lies within."""
+        if self.focus is None:
+            return None
+        scales = (1, 1) if max(self.focus) > 1 else size
+        left, top, right, bottom = (v * s for v, s in zip(self.focus, (*scales, *scales), strict=True))
+        box = (min(left, size[0]), min(top, size[1]), min(right, size[0]), min(bottom, size[1]))
+        return box if box[0] < box[2] and box[1] < box[3] else None
 
     def or_else(self, other: Described) -> Described:
         return Described(
             caption=other.caption if self.caption is None else self.caption,
             weight=other.weight if self.weight is None else self.weight,
+            focus=other.focus if self.focus is None else self.focus,
         )
 
 
 def read_metadata(path: Path) -> tuple[dict[Path, Described], list[Problem]]:
-    """Captions and weights in `metadata.csv` (with a header) or `metadata.jsonl` (an object a line).
+    """What `metadata.csv` (with a header) or `metadata.jsonl` (an object a line) says of pictures.
 
-    Columns are `file_name` and `text`, or `image` and `prompt`; `weight` may join them or replace the text.
+    Columns are `file_name` and `text`, or `image` and `prompt`; `weight` and `focus` may join them or replace
+    the text.
     Returns {picture beside or below the file: what is said of it}, and what was skipped: paths are only names
     to look up and never opened, and one that leads out of the folder is refused. Raises DatasetError if the
     file as a whole cannot be used.
@@ -74,28 +90,31 @@ def read_metadata(path: Path) -> tuple[dict[Path, Described], list[Problem]]:
     bad: list[str] = []
     odd: list[str] = []
     for line, row in _csv_rows(path, text) if path.suffix.lower() == ".csv" else _jsonl_rows(text):
-        name, caption, given = _first(row, FILE_COLUMNS), _first(row, TEXT_COLUMNS), _given_weight(row)
-        if not name or (caption is None and given is None):
+        name, caption = _first(row, FILE_COLUMNS), _first(row, TEXT_COLUMNS)
+        given, around = _given(row, WEIGHT_COLUMN), _given(row, FOCUS_COLUMN)
+        if not name or (caption is None and given is None and around is None):
             bad.append(f"line {line} lacks a file name or a text")
         elif (target := _below(path.parent, name)) is None:
             bad.append(f"line {line} names {name!r}, which is outside the folder")
         else:
-            weight = _positive(given)
+            weight, focus = _positive(given), _box(around)
             if given is not None and weight is None:
-                odd.append(f"line {line} has the weight {given!r}")
+                odd.append(f"line {line} has the weight {given!r}; left out, write a number above 0")
+            if around is not None and focus is None:
+                odd.append(f"line {line} has the focus {around!r}; left out, write left, top, right, bottom")
             caption = None if caption is None else caption.strip()
-            found.setdefault(target, Described(caption=caption, weight=weight))
+            found.setdefault(target, Described(caption=caption, weight=weight, focus=focus))
     reasons = []
     if bad:
         reasons.append(f"{shortened(bad)}; these rows are skipped")
     if odd:
-        reasons.append(f"{shortened(odd)}; left out, write a number above 0")
+        reasons.append(shortened(odd))
     return found, [Problem(path=path, reason=reason) for reason in reasons]
 
 
-def _given_weight(row: dict) -> Any:
-    """The weight as it is written; None for a row without one."""
-    given = row.get(WEIGHT_COLUMN)
+def _given(row: dict, column: str) -> Any:
+    """The value as it is written; None for a row without one."""
+    given = row.get(column)
     return None if isinstance(given, str) and not given.strip() else given
 
 
@@ -108,11 +127,31 @@ def _positive(given: Any) -> float | None:
     return value if 0 < value < math.inf else None
 
 
+def _box(given: Any) -> Box | None:
+    """Four numbers, in a list or with commas between them, if they are the edges of a box."""
+    parts = re.split(r"[,\s]+", given.strip(" ()[]")) if isinstance(given, str) else given
+    if not isinstance(parts, list) or len(parts) != 4:
+        return None
+    edges = [_at_least_0(part) for part in parts]
+    left, top, right, bottom = edges
+    if left is None or top is None or right is None or bottom is None or left >= right or top >= bottom:
+        return None
+    return left, top, right, bottom
+
+
+def _at_least_0(given: Any) -> float | None:
+    return 0.0 if given in (0, "0") else _positive(given)
+
+
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
         columns = [c.strip() for c in reader.fieldnames or ()]
-        if not set(columns) & set(FILE_COLUMNS) or not set(columns) & {*TEXT_COLUMNS, WEIGHT_COLUMN}:
+        if not set(columns) & set(FILE_COLUMNS) or not set(columns) & {
+            *TEXT_COLUMNS,
+            WEIGHT_COLUMN,
+            FOCUS_COLUMN,
+        }:
             raise DatasetError(
                 f"{path.name}: has the columns {columns}; name them file_name and text, or image and prompt"
             )

@@ -6,20 +6,11 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from ..errors import DatasetError
 from ..text import readable
-
-Role = Literal["instance", "class", "validation"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Framing:
-    """How pictures are cut and sized; `views` follows it."""
-
-    resolutions: tuple[int, ...] = ()
-    """Sides of the squares whose area is trained, one after the other; () is the dataset's."""
+from .framing import Box, Framing, Role
+from .traits import Traits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,11 +28,17 @@ class ImageRecord:
     weight: float = 1.0
     """Factor on this picture's loss."""
     mask: Path | None = None
-    """A picture whose white part is what matters; same framing as the picture."""
+    """A picture whose white part is what matters; same framing as the picture. The picture's own path means
+    its transparency."""
     mask_digest: str = ""
     framing: Framing = Framing()
     captions: tuple[str, ...] = ()
     """Other captions of it: each time that it is shown, `caption` or one of these is drawn."""
+    focus: Box | None = None
+    """(left, top, right, bottom) in the picture's pixels: what a crop keeps in view."""
+    traits: Traits | None = None
+    animated: bool = False
+    """Whether the file has more frames; the first is used."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "caption", readable(self.caption))
@@ -61,16 +58,21 @@ class ImageRecord:
         """With these captions and no other."""
         return replace(self, caption=caption, captions=others)
 
+    def views_at(self, resolution: int) -> int:
+        """How many views of it are trained, in a dataset of this resolution; `views.views` gives them."""
+        return len(self.framing.sides(self.size, resolution)) * self.framing.of_role(self.role).variants
+
     def with_role(self, role: Role) -> ImageRecord:
         return replace(self, role=role)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """A file that was skipped, and why."""
+    """A file that was skipped, or is not used as it could be, and why."""
 
     path: Path
     reason: str
+    skipped: bool = True
 
     def __str__(self) -> str:
         return readable(f"{self.path.name}: {self.reason}")
@@ -118,16 +120,14 @@ class Dataset:
     @property
     def shown(self) -> int:
         """Pictures in an epoch of training."""
-        return sum(
-            r.repeats * max(1, len(r.framing.resolutions)) for r in self.records if r.role == "instance"
-        )
+        return sum(r.repeats * r.views_at(self.resolution) for r in self.records if r.role == "instance")
 
     @property
     def digest(self) -> str:
-        """Changes when a picture, a caption, the order, repeats, roles or the resolution changes."""
+        """Changes when a picture, a caption, the order, repeats, roles, framing or the resolution changes."""
         h = hashlib.sha256(f"{self.resolution}".encode())
         for r in self.records:
-            parts = (r.digest, r.caption, r.repeats, r.role, r.weight, r.mask_digest, r.framing)
+            parts = (r.digest, r.caption, r.repeats, r.role, r.weight, r.mask_digest, r.framing, r.focus)
             parts += (r.captions,) if r.captions else ()
             h.update("\0".join(["", *map(str, parts)]).encode())
         return h.hexdigest()

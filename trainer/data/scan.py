@@ -1,34 +1,31 @@
 """From a folder to a dataset.
 
 Read are the pictures directly in the folder, and those in subfolders named like `10_cat`, which show
-each picture ten times an epoch (kohya's layout). A picture's caption is, in this order: the .txt file
-of the same name, the .caption file, its row in metadata.csv, its row in metadata.jsonl. The metadata may
-also give it a weight. `cat-masklabel.png` is the mask of cat.jpg (OneTrainer's name).
+each picture ten times an epoch (kohya's layout); other subfolders when asked. `layouts` knows what else a
+path can be. A picture's caption is, in this order: the .txt file of the same name, the .caption file, its
+row in metadata.csv, its row in metadata.jsonl. The metadata may also give it a weight and a focus.
+`cat-masklabel.png` is the mask of cat.jpg (OneTrainer's name), and so is a picture `cat` in the subfolder
+`masks` or in a mask folder.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import DatasetError, shortened
-from .images import inspect_image
+from .formats import OTHER_PICTURES
+from .formats import SUFFIXES as IMAGE_SUFFIXES
+from .framing import Framing
+from .images import Examined, examine
+from .layouts import sources
+from .layouts.source import Source
 from .metadata import METADATA_NAMES, SIDECAR_SUFFIXES, Described, read_metadata, read_text
+from .parts import Part, confine, parts_of, problem_of
 from .records import Dataset, ImageRecord, Problem, Role
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
-OTHER_PICTURES = frozenset(
-    {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tga", ".tif", ".tiff"}
-)
-MASK_ENDING = "-masklabel"
-MAX_FOLDER_REPEATS = 1000
-
-_REPEATS = re.compile(r"([0-9]+)_.+", re.DOTALL)
 
 
 def scan_folder(
@@ -38,242 +35,192 @@ def scan_folder(
     repeats: int = 1,
     role: Role = "instance",
     on_file: Callable[[int, int], None] | None = None,
+    framing: Framing | None = None,
+    subfolders: bool = False,
+    mask_folder: Path | None = None,
 ) -> Dataset:
     """All usable pictures of a folder in natural order (img2 before img10); those in subfolders come last.
 
     What is skipped is named in `problems`. `on_file(done, total)` is called before each picture.
+    framing: of all pictures, where the layout does not say otherwise. subfolders: read whatever their names.
+    mask_folder: with masks of the same names.
     Raises DatasetError if the folder cannot be read or holds no usable picture.
     """
     root = Path(folder)
     problems: list[Problem] = []
-    parts = _parts(root, problems)
-    total = sum(len(part.pictures) for part in parts)
-    listed = _metadata(parts, root, problems)
+    read = [
+        (source, parts_of(source, problems, mask_folder))
+        for source in sources(root, problems, subfolders=subfolders)
+    ]
+    total = sum(len(part.pictures) for _, parts in read for part in parts)
     records: list[ImageRecord] = []
     done = 0
-    for part in parts:
-        for path in part.pictures:
-            if on_file is not None:
-                on_file(done, total)
-            done += 1
-            row = listed.pop(path, Described())
-            caption = row.caption or ""
-            try:
-                _confine(path, root)
-                size, digest = inspect_image(path)
-            except DatasetError as e:
-                problems.append(_problem(path, e))
-                continue
-            if sidecar := part.sidecar(path):
-                caption = _read_sidecar(sidecar, root, problems)
-            mask, mask_digest = _read_mask(part.masks.get(path.stem), size, root, problems)
-            records.append(
-                ImageRecord(
-                    path=path,
-                    caption=caption,
-                    size=size,
-                    digest=digest,
-                    repeats=part.repeats * repeats,
-                    role=role,
-                    weight=row.weight or 1.0,
-                    mask=mask,
-                    mask_digest=mask_digest,
-                )
-            )
-    if listed:
-        names = shortened(p.relative_to(root).as_posix() for p in listed)
-        problems.append(Problem(path=root, reason=f"metadata names pictures that are not there: {names}"))
+
+    def count() -> None:
+        nonlocal done
+        if on_file is not None:
+            on_file(done, total)
+        done += 1
+
+    for source, parts in read:
+        own = replace(framing or Framing(), **source.framing)
+        records += _records(source, parts, own, problems, count)
+    records = [replace(r, repeats=r.repeats * repeats, role=_role(r, role)) for r in records]
     if not records:
         raise DatasetError(_nothing_usable(root, total, problems))
     return Dataset(records=tuple(records), problems=tuple(problems), resolution=resolution)
 
 
-def check_folder(folder: str | os.PathLike[str]) -> None:
+def _role(record: ImageRecord, wanted: Role) -> Role:
+    """A folder of the class is of the class, whatever its layout says."""
+    return record.role if wanted == "instance" else wanted
+
+
+def _records(
+    source: Source,
+    parts: list[Part],
+    framing: Framing,
+    problems: list[Problem],
+    count: Callable[[], None],
+) -> list[ImageRecord]:
+    root = source.folder
+    listed = _metadata(parts, root, problems)
+    records: list[ImageRecord] = []
+    for part in parts:
+        for path in part.pictures:
+            count()
+            row = listed.pop(path, Described())
+            try:
+                confine(path, root)
+                found = examine(path)
+            except DatasetError as e:
+                problems.append(problem_of(path, e))
+                continue
+            mask, mask_digest = _read_mask(part, path, found, framing, root, problems)
+            records.append(
+                ImageRecord(
+                    path=path,
+                    caption=_caption(part, path, row, source, problems),
+                    size=found.size,
+                    digest=found.digest,
+                    repeats=part.repeats * source.repeats,
+                    role=source.role or "instance",
+                    weight=row.weight or 1.0,
+                    mask=mask,
+                    mask_digest=mask_digest,
+                    framing=framing,
+                    focus=row.focus_in(found.size),
+                    traits=found.traits,
+                    animated=found.animated,
+                )
+            )
+    if listed:
+        names = shortened(p.relative_to(root).as_posix() for p in listed)
+        reason = f"metadata names pictures that are not there: {names}"
+        problems.append(Problem(path=root, reason=reason, skipped=False))
+    return records
+
+
+def check_folder(folder: str | os.PathLike[str], *, subfolders: bool = False) -> None:
     """Raises DatasetError if the folder cannot be read or no file in it is named like a picture."""
     root = Path(folder)
     problems: list[Problem] = []
-    if not any(part.pictures for part in _parts(root, problems)):
+    found = sources(root, problems, subfolders=subfolders)
+    if not any(part.pictures for source in found for part in parts_of(source, problems)):
         raise DatasetError(_nothing_usable(root, 0, problems))
 
 
-def folder_fingerprint(folder: str | os.PathLike[str]) -> str:
+def folder_fingerprint(folder: str | os.PathLike[str], *, subfolders: bool = False) -> str:
     """Changes when a picture's name, size or time, or the text of a caption changes. Decodes nothing.
 
     Raises DatasetError if the folder cannot be read.
     """
     root = Path(folder)
     h = hashlib.sha256(os.fsencode(root.absolute()))
-    for part in _parts(root, []):
-        for path in part.files:
-            text = _is_text(path)
-            if not text and path.suffix.lower() not in IMAGE_SUFFIXES | OTHER_PICTURES:
-                continue
-            h.update(b"\0" + os.fsencode(path.relative_to(root)))
-            try:
-                _confine(path, root)
-                info = path.stat()
-                h.update(f"\0{info.st_size}\0{info.st_mtime_ns}".encode())
-                if text:
-                    h.update(read_text(path).encode("utf-8", "surrogatepass"))
-            except (DatasetError, OSError) as e:
-                h.update(f"\0{e}".encode("utf-8", "surrogateescape"))
+    for source in sources(root, [], subfolders=subfolders):
+        h.update(b"\0" + os.fsencode(source.folder.absolute()) + str(source).encode("utf-8", "replace"))
+        for part in parts_of(source, []):
+            for path in (*part.files, *part.mask_files):
+                _add_file(h, path, source.folder)
     return h.hexdigest()
 
 
-def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sorts numbers in names by value: img2 before img10."""
-    parts = re.split(r"([0-9]+)", name.casefold())
-    return [int(p) if i % 2 else p for i, p in enumerate(parts)], name
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One directory of the dataset, without hidden files."""
-
-    files: tuple[Path, ...]
-    repeats: int = 1
-
-    @property
-    def pictures(self) -> list[Path]:
-        return [p for p in self.files if p.suffix.lower() in IMAGE_SUFFIXES and not _is_mask(p)]
-
-    @cached_property
-    def masks(self) -> dict[str, Path]:
-        """Stem of the picture → its mask."""
-        return {p.stem[: -len(MASK_ENDING)]: p for p in self.files if _is_mask(p)}
-
-    @cached_property
-    def _sidecars(self) -> dict[tuple[str, str], Path]:
-        found = [(p, p.suffix.lower()) for p in self.files]
-        return {(p.stem, suffix): p for p, suffix in found if suffix in SIDECAR_SUFFIXES}
-
-    def sidecar(self, picture: Path) -> Path | None:
-        """The caption file of a picture: .txt before .caption."""
-        same = (self._sidecars.get((picture.stem, suffix)) for suffix in SIDECAR_SUFFIXES)
-        return next((path for path in same if path is not None), None)
-
-    def unused(self) -> Iterator[Problem]:
-        """Pictures in formats that are not read, and masks without a picture."""
-        for path in self.files:
-            if path.suffix.lower() in OTHER_PICTURES:
-                reason = f"{path.suffix.lower()} is not supported; convert it to JPEG, PNG or WebP"
-                yield Problem(path=path, reason=reason)
-        for stem in sorted(self.masks.keys() - {p.stem for p in self.pictures}):
-            reason = f"is a mask and there is no picture {stem}; rename it, or remove it"
-            yield Problem(path=self.masks[stem], reason=reason)
-
-
-def _parts(root: Path, problems: list[Problem]) -> list[_Part]:
-    """The folder itself, then its `<n>_<text>` subfolders."""
-    files, subfolders = _listing(root)
-    parts = [_Part(files)]
-    for subfolder in subfolders:
-        match = _REPEATS.fullmatch(subfolder.name)
-        try:
-            _confine(subfolder, root)
-            inside, _ = _listing(subfolder)
-            part = _Part(inside, int(match[1]) if match else 1)
-            if match and not 1 <= part.repeats <= MAX_FOLDER_REPEATS:
-                raise DatasetError(
-                    f"the name asks for {match[1]} repeats (1 to {MAX_FOLDER_REPEATS} are possible);"
-                    " rename it to 1_name"
-                )
-            if not match and part.pictures:
-                count = len(part.pictures)
-                raise DatasetError(f"is a subfolder with pictures ({count}); rename it to 1_name to use them")
-        except DatasetError as e:
-            problems.append(_problem(subfolder, e))
-            continue
-        if match:
-            parts.append(part)
-    for part in parts:
-        problems.extend(part.unused())
-    return parts
-
-
-def _listing(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """(files, subfolders) in natural order, without hidden ones."""
+def _add_file(h: hashlib._Hash, path: Path, root: Path) -> None:
+    text = _is_text(path)
+    if not text and path.suffix.lower() not in IMAGE_SUFFIXES | OTHER_PICTURES:
+        return
+    h.update(b"\0" + os.fsencode(path))
     try:
-        if not folder.exists():
-            raise DatasetError(f"{folder}: there is no such folder; check the path")
-        if not folder.is_dir():
-            raise DatasetError(f"{folder}: is a file; give the folder that holds the pictures")
-        visible = (p for p in folder.iterdir() if not p.name.startswith("."))
-        found = sorted(visible, key=lambda p: natural_key(p.name))
-        kinds = [p.is_dir() for p in found]
-    except OSError as e:
-        why = (e.strerror or str(e)).lower()
-        raise DatasetError(f"{folder}: the folder cannot be read ({why}); check its permissions") from e
-    except ValueError as e:  # a NUL character in the path
-        raise DatasetError(f"{str(folder)!r}: is not a path ({e}); type it again") from e
-    files = tuple(p for p, is_dir in zip(found, kinds, strict=True) if not is_dir)
-    return files, tuple(p for p, is_dir in zip(found, kinds, strict=True) if is_dir)
+        confine(path, root)
+        info = path.stat()
+        h.update(f"\0{info.st_size}\0{info.st_mtime_ns}".encode())
+        if text:
+            h.update(read_text(path).encode("utf-8", "surrogatepass"))
+    except (DatasetError, OSError) as e:
+        h.update(f"\0{e}".encode("utf-8", "surrogateescape"))
 
 
 def _is_text(path: Path) -> bool:
     return path.suffix.lower() in SIDECAR_SUFFIXES or path.name.lower() in METADATA_NAMES
 
 
-def _is_mask(path: Path) -> bool:
-    return path.stem.endswith(MASK_ENDING) and path.suffix.lower() == ".png"
-
-
-def _confine(path: Path, root: Path) -> None:
-    """A dataset from elsewhere may hold links to private files; captions end up in the LoRA's metadata."""
+def _caption(part: Part, picture: Path, row: Described, source: Source, problems: list[Problem]) -> str:
+    if source.caption_from == "given":
+        return source.caption
+    if source.caption_from == "name":
+        return picture.stem.replace("_", " ").strip()
+    path = part.sidecar(picture)
+    if path is None:
+        return row.caption or source.caption
     try:
-        inside = path.resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError) as e:
-        raise DatasetError(f"{path.name}: is a broken link; replace it by the file") from e
-    if not inside:
-        raise DatasetError(f"{path.name}: is a link that leads out of the folder; copy the file in instead")
-
-
-def _problem(path: Path, error: DatasetError) -> Problem:
-    reason = str(error).removeprefix(f"{path}: ").removeprefix(f"{path.name}: ")
-    return Problem(path=path, reason=reason)
-
-
-def _read_sidecar(path: Path, root: Path, problems: list[Problem]) -> str:
-    try:
-        _confine(path, root)
+        confine(path, source.folder)
         return read_text(path)
     except DatasetError as e:
-        problems.append(_problem(path, e))
+        problems.append(problem_of(path, e))
         return ""
 
 
 def _read_mask(
-    path: Path | None, size: tuple[int, int], root: Path, problems: list[Problem]
+    part: Part,
+    picture: Path,
+    found: Examined,
+    framing: Framing,
+    root: Path,
+    problems: list[Problem],
 ) -> tuple[Path | None, str]:
     """(mask, sha256 of its bytes), or (None, "") for a picture without a usable one."""
+    path = part.masks.get(picture.stem)
     if path is None:
-        return None, ""
+        return (picture, found.digest) if framing.alpha_mask and found.transparent else (None, "")
     try:
-        _confine(path, root)
-        own, digest = inspect_image(path)
-        if own != size:
+        if path in part.files:
+            confine(path, root)
+        else:
+            confine(path, path.parent)
+        own = examine(path)
+        if own.size != found.size:
             raise DatasetError(
-                f"{path.name}: has {own[0]}x{own[1]} and its picture {size[0]}x{size[1]}; save it at the"
-                " picture's size"
+                f"{path.name}: has {own.size[0]}x{own.size[1]} and its picture"
+                f" {found.size[0]}x{found.size[1]}; save it at the picture's size"
             )
     except DatasetError as e:
-        problem = _problem(path, e)
+        problem = problem_of(path, e)
         problems.append(Problem(path=path, reason=f"{problem.reason} (the picture is used without a mask)"))
         return None, ""
-    return path, digest
+    return path, own.digest
 
 
-def _metadata(parts: list[_Part], root: Path, problems: list[Problem]) -> dict[Path, Described]:
+def _metadata(parts: list[Part], root: Path, problems: list[Problem]) -> dict[Path, Described]:
     """Picture → its row, from all metadata files; the one nearest to the picture wins, then csv."""
     rows: dict[Path, Described] = {}
     for part in [*parts[1:], parts[0]]:
         files = {p.name.lower(): p for p in part.files}
         for path in (files[name] for name in METADATA_NAMES if name in files):
             try:
-                _confine(path, root)
+                confine(path, root)
                 found, skipped = read_metadata(path)
             except DatasetError as e:
-                problems.append(_problem(path, e))
+                problems.append(problem_of(path, e))
                 continue
             problems.extend(skipped)
             for picture, row in found.items():

@@ -10,6 +10,7 @@ from .batches import CachedSample, Showing
 
 if TYPE_CHECKING:
     from .variation import Captions
+    from .views import View
 
 
 class SampleLost(Exception):  # noqa: N818 - no error: it is encoded again and the run goes on
@@ -25,6 +26,7 @@ class StoredSample:
     captions: Captions
     repeats: int
     weight: float
+    view: View
     latent: str
     """Key of the entry with latent and mask."""
     conditions: tuple[str, ...] = ()

@@ -15,11 +15,12 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._pytree import tree_map_only
 
 from ..data.store import Entry
+from ..data.views import View
 from ..errors import ModelError
 from ..ports import Traces
 from . import kept_conditions
 from .caption_tokens import CaptionTokenizer
-from .model import Condition
+from .model import Condition, model_family
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -60,6 +61,20 @@ def _weights_used(model: nn.Module) -> Iterator[set[str]]:
         hook.remove()
 
 
+def crop_conditions(view: View) -> dict[str, int]:
+    """What CLIPTextEncodeSDXL puts into a conditioning: the size before scaling, where the crop begins in the
+    scaled picture, and the size that is trained."""
+    (width, height), (crop_w, crop_h) = view.original, view.top_left
+    return {
+        "width": width,
+        "height": height,
+        "crop_w": crop_w,
+        "crop_h": crop_h,
+        "target_width": view.size[0],
+        "target_height": view.size[1],
+    }
+
+
 class HostTextEncoder:
     """The engine's `TextEncoder`: one caption for one latent, each caption encoded once."""
 
@@ -80,29 +95,35 @@ class HostTextEncoder:
         self.tokenize = CaptionTokenizer(clip, caption_syntax)
         self.patcher = patcher
         self.guidance = guidance
+        self.told_crops = model_family(patcher).told_crops
         self._encoded: OrderedDict[str, dict[str, Any]] = OrderedDict()
 
     def fitted(self, caption: str) -> str:
         return self.tokenize.fitted(caption)
 
     @torch.no_grad()
-    def encode(self, caption: str, latent: Tensor) -> Condition:
-        """The arguments that ComfyUI's sampler would give the network for this caption and this size."""
+    def encode(self, caption: str, latent: Tensor, *, view: View | None = None) -> Condition:
+        """The arguments that ComfyUI's sampler would give the network for this caption and this size.
+
+        view: what of a picture the latent shows, for models that were trained to be told (SDXL).
+        """
         if caption not in self._encoded:
             self._encoded[caption] = self._encode_text(caption)
             while len(self._encoded) > _REMEMBERED:
                 self._encoded.popitem(last=False)
-        conds = self.conditions(self._encoded[caption], latent)
+        conds = self.conditions(self._encoded[caption], latent, view)
         for cond in conds.values():
             cond.cond = _own(cond.cond)
         return conds
 
     @torch.no_grad()
-    def traced(self, caption: str, latent: Tensor) -> tuple[Condition, Traces]:
+    def traced(
+        self, caption: str, latent: Tensor, *, view: View | None = None
+    ) -> tuple[Condition, Traces]:
         """Some models run a part of the network in `extra_conds`, some put the latent into the conditions."""
         with _weights_used(self.patcher.model) as used:
-            condition = self.encode(caption, latent)
-        blank = self.conditions(self._encoded[caption], torch.zeros_like(latent))
+            condition = self.encode(caption, latent, view=view)
+        blank = self.conditions(self._encoded[caption], torch.zeros_like(latent), view)
         traces = [*["network"] * bool(used), *["latent"] * (not kept_conditions.same(condition, blank))]
         return condition, frozenset(traces)
 
@@ -112,7 +133,7 @@ class HostTextEncoder:
     def unpack(self, entry: Entry) -> Condition:
         return kept_conditions.unpack(entry)
 
-    def conditions(self, text: Mapping[str, Any], latent: Tensor) -> Condition:
+    def conditions(self, text: Mapping[str, Any], latent: Tensor, view: View | None = None) -> Condition:
         """`text`: cross_attn, pooled_output and what else the text encoder gives."""
         noise = latent.unsqueeze(0)
         params = dict(
@@ -129,6 +150,8 @@ class HostTextEncoder:
         )
         if self.patcher.model.model_config.unet_config.get("guidance_embed"):
             params["guidance"] = self.guidance
+        if view is not None and self.told_crops:
+            params |= crop_conditions(view)
         conds = self.patcher.model.extra_conds(**params)
         return {name: cond.process_cond(batch_size=1, area=None) for name, cond in conds.items()}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import uuid
 from typing import TYPE_CHECKING
 
@@ -43,7 +42,10 @@ def check_vae(vae: VAE, patcher: ModelPatcher) -> None:
 
 
 def pixel_step(vae: VAE, patcher: ModelPatcher) -> int:
-    """What a picture's sides must be multiples of, for the VAE and the network."""
-    patch = patcher.model.model_config.unet_config.get("patch_size", 1)
+    """What a picture's sides must be multiples of, for the VAE and the network: a patch, or what a UNet
+    halves to."""
+    config = patcher.model.model_config.unet_config
+    patch = config.get("patch_size") or getattr(patcher.model.diffusion_model, "patch_size", 1)
     patch = patch[-1] if isinstance(patch, (list, tuple)) else patch
-    return math.lcm(64, int(vae.spacial_compression_encode()) * int(patch or 1))
+    halved = 2 ** (len(config.get("channel_mult") or [1]) - 1)
+    return int(vae.spacial_compression_encode()) * int(patch or 1) * halved

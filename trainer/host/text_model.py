@@ -10,6 +10,7 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor, nn
 
+from ..data.views import View
 from ..memory.blocks import blocks, by_class
 from ..memory.out_of_place import out_of_place
 from .bypass import beneath_injections
@@ -47,9 +48,9 @@ class HostTextModel:
         cond, pooled, *more = out
         return {"cross_attn": cond, "pooled_output": pooled, **(more[0] if more else {})}
 
-    def condition(self, caption: str, latent: Tensor) -> Condition:
-        """The network's arguments for this caption and this size, with gradients."""
-        return self.texts.conditions(self.encode(caption), latent)
+    def condition(self, caption: str, latent: Tensor, *, view: View | None = None) -> Condition:
+        """The network's arguments for this caption, this size and this view, with gradients."""
+        return self.texts.conditions(self.encode(caption), latent, view)
 
 
 @contextmanager

@@ -7,9 +7,8 @@ import math
 import torch
 from PIL import Image
 
-from ..data.buckets import bucket_size, group_by_bucket
-from ..data.images import cover_box, open_image
 from ..data.records import Dataset, ImageRecord
+from ..data.views import View, opened, views
 from .drawing import to_tensor, writer
 
 CELL = 192
@@ -39,17 +38,17 @@ def contact_sheet(dataset: Dataset, max_images: int = 24) -> torch.Tensor:
     for i, record in enumerate(shown):
         x = GAP + i % columns * pitch[0]
         y = 2 * GAP + LINE + i // columns * pitch[1]
-        bucket = bucket_size(*record.size, resolution=dataset.resolution)
-        thumb = _thumbnail(record, bucket)
+        shown_as = views(record, resolution=dataset.resolution)
+        thumb = thumbnail(record, shown_as[0], CELL)
         sheet.paste(thumb, (x + (CELL - thumb.width) // 2, y + (CELL - thumb.height) // 2))
-        write((x, y + CELL), _label(record, bucket), CELL, DIM)
+        write((x, y + CELL), _label(record, shown_as), CELL, DIM)
         write((x, y + CELL + LINE), record.caption or "(no caption)", CELL, INK)
     return to_tensor(sheet)
 
 
 def title(dataset: Dataset, shown: int | None = None) -> str:
     """For example "12 images · 2 masked · 1 skipped · 3 buckets"."""
-    buckets = group_by_bucket((r.size for r in dataset.records), resolution=dataset.resolution)
+    buckets = {v.size for r in dataset.records for v in views(r, resolution=dataset.resolution)}
     counts = ((len(dataset), "image"), (len(buckets), "bucket"))
     images, kinds = (f"{n} {word}{'' if n == 1 else 's'}" for n, word in counts)
     more = f" · first {shown} shown" if shown is not None and shown < len(dataset) else ""
@@ -58,21 +57,22 @@ def title(dataset: Dataset, shown: int | None = None) -> str:
     return f"{images}{masked} · {len(dataset.problems)} skipped · {kinds}{more}"
 
 
-def _label(record: ImageRecord, bucket: tuple[int, int]) -> str:
-    role = "" if record.role == "instance" else f" {record.role}"
-    weight = "" if record.weight == 1 else f" weight {record.weight:g}"
-    return f"{bucket[0]}x{bucket[1]} · {record.repeats}x{role}{weight}"
-
-
-def _thumbnail(record: ImageRecord, bucket: tuple[int, int]) -> Image.Image:
-    scale = CELL / max(bucket)
-    size = max(1, round(bucket[0] * scale)), max(1, round(bucket[1] * scale))
-    image = _cropped(open_image(record.path), bucket, size)
-    if record.mask is None:
+def thumbnail(record: ImageRecord, view: View, side: int) -> Image.Image:
+    """What the view shows, `side` pixels long; what a mask leaves out is tinted. Raises DatasetError."""
+    scale = side / max(view.size)
+    size = max(1, round(view.size[0] * scale)), max(1, round(view.size[1] * scale))
+    source, hidden = opened(record)
+    image = view.picture(source, size)
+    if hidden is None:
         return image
     tinted = Image.blend(image, Image.new("RGB", size, MASKED_OUT), 0.6)
-    return Image.composite(image, tinted, _cropped(open_image(record.mask), bucket, size).convert("L"))
+    mask = (view.cut_mask(hidden, size) * 255).round().to(torch.uint8).numpy()
+    return Image.composite(image, tinted, Image.fromarray(mask))
 
 
-def _cropped(image: Image.Image, bucket: tuple[int, int], size: tuple[int, int]) -> Image.Image:
-    return image.resize(size, Image.Resampling.LANCZOS, cover_box(image.size, bucket), reducing_gap=3.0)
+def _label(record: ImageRecord, shown_as: list[View]) -> str:
+    width, height = shown_as[0].size
+    more = f" · {len(shown_as)} views" if len(shown_as) > 1 else ""
+    role = "" if record.role == "instance" else f" {record.role}"
+    weight = "" if record.weight == 1 else f" weight {record.weight:g}"
+    return f"{width}x{height} · {record.repeats}x{role}{weight}{more}"
