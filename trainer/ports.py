@@ -12,11 +12,32 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .config import MemoryConfig
+from .data.views import View
 from .memory.streaming import Packed
 from .noise import NoiseProcess
 
 Conditioning = Any
 """Whatever the host's denoiser understands as the condition of one sample; opaque to the engine."""
+
+
+Controls = Any
+"""Control pictures as the host's denoiser and text encoder take them; None is none. Opaque to the engine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlPictures:
+    """What a sample's `Controls` are made of."""
+
+    images: Sequence[Callable[[], Image.Image]] = ()
+    """Each reads one, upright and of any size; they are not kept."""
+    view: View
+    """How the picture that is trained on was cut."""
+    size: tuple[int, int]
+    """(width, height) in pixels of that picture before."""
+    target: Tensor
+    """[H, W, 3], 0..1: that picture as it was cut."""
+    mask: Tensor | None = None
+    """[H, W], 0..1: what an inpaint model paints anew; None is everything."""
 
 
 class Denoiser(Protocol):
@@ -50,14 +71,18 @@ class LatentEncoder(Protocol):
         """pixels [H, W, 3] in 0..1 to the latent [C, ...] as the model sees it, fp32, on the CPU."""
         ...
 
+    def controls(self, pictures: ControlPictures) -> Controls:
+        """The part of the condition that comes from control pictures."""
+        ...
+
 
 class TextEncoder(Protocol):
     def fitted(self, caption: str) -> str:
         """The beginning of the caption that can be encoded: all of it, but for texts that are no captions."""
         ...
 
-    def encode(self, caption: str, latent: Tensor) -> Conditioning:
-        """The condition of one sample, built for the size of its own latent."""
+    def encode(self, caption: str, latent: Tensor, references: Controls = None) -> Conditioning:
+        """The condition of one sample, built for the size of its own latent and with its control pictures."""
         ...
 
 
@@ -81,7 +106,7 @@ class TextModel(Protocol):
     blocks: Sequence[nn.Module]
     half_precision: torch.dtype | None
 
-    def condition(self, caption: str, latent: Tensor) -> Conditioning:
+    def condition(self, caption: str, latent: Tensor, references: Controls = None) -> Conditioning:
         """As `TextEncoder.encode`, with gradients."""
         ...
 

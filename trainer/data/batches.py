@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ports import Conditioning
+from ..ports import Conditioning, Controls
 from ..rng import stream
 
 
@@ -37,6 +37,8 @@ class CachedSample:
     """Condition of the empty caption, when captions are dropped."""
     class_conditioning: Conditioning = None
     """Condition of the class prompt, for output preservation."""
+    references: Controls = None
+    """Of the picture, while the text encoder trains; otherwise the conditions have them in them."""
 
     @property
     def bucket(self) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,8 +13,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 from ..config import TrainConfig
 from ..errors import DatasetError, shortened
 from ..events import Emit, Notice, Phase
-from ..ports import LatentEncoder, TextEncoder
+from ..ports import ControlPictures, Controls, LatentEncoder, TextEncoder
 from .batches import CachedSample
+from .drawn_masks import drawn_mask
 from .images import open_image
 from .records import Dataset, ImageRecord
 from .views import View, views
@@ -70,9 +72,9 @@ class SampleCache:
                 for view in views(record, resolution=dataset.resolution, step=self.step)
             ]
         samples: dict[str, list[CachedSample]] = {"instance": [], "class": [], "validation": []}
-        for i, (record, latent, mask) in enumerate(encoded):
+        for i, (record, latent, mask, references) in enumerate(encoded):
             self._progress("encoding captions", i, len(encoded))
-            sample = self._with_text(record, latent, mask, config, train_text)
+            sample = self._with_text(record, latent, mask, references, config, train_text)
             samples[record.role].append(sample)
         return TrainingData(
             samples=samples["instance"],
@@ -84,32 +86,58 @@ class SampleCache:
         self.check_interrupt()
         self.emit(Phase(name=name, done=done, total=total))
 
-    def _encode_picture(self, record: ImageRecord, view: View) -> tuple[Tensor, Tensor | None]:
-        latent = self.latents.encode(view.cut(open_image(record.path)))
+    def _encode_picture(self, record: ImageRecord, view: View) -> tuple[Tensor, Tensor | None, Controls]:
+        target = view.cut(open_image(record.path))
+        latent = self.latents.encode(target)
         if not latent.isfinite().all():
             raise DatasetError(
                 f"{record.name}: the VAE gives NaN or infinite latents; run the VAE in fp32"
                 " (start ComfyUI with --fp32-vae) or use a VAE that is safe in fp16"
             )
-        if record.mask is None:
-            return latent, None
-        pixels = view.cut(open_image(record.mask)).mean(-1)
-        mask = adaptive_avg_pool2d(pixels[None], (latent.shape[-2], latent.shape[-1]))  # [1, h, w]
-        return latent, mask.reshape(1, *[1] * (latent.ndim - 3), *mask.shape[-2:])
+        mask = None if record.mask is None else view.cut(open_image(record.mask)).mean(-1)
+        references = self.latents.controls(_control_pictures(record, view, target, mask))
+        if mask is None:
+            return latent, None, references
+        small = adaptive_avg_pool2d(mask[None], (latent.shape[-2], latent.shape[-1]))  # [1, h, w]
+        return latent, small.reshape(1, *[1] * (latent.ndim - 3), *small.shape[-2:]), references
 
     def _with_text(
-        self, record: ImageRecord, latent: Tensor, mask: Tensor | None, config: TrainConfig, live: bool
+        self,
+        record: ImageRecord,
+        latent: Tensor,
+        mask: Tensor | None,
+        references: Controls,
+        config: TrainConfig,
+        live: bool,
     ) -> CachedSample:
         objective, prior, encode = config.objective, config.prior, self.texts.encode
         with torch.no_grad():
             return CachedSample(
                 latent=latent,
-                conditioning=None if live else encode(record.caption, latent),
+                conditioning=None if live else encode(record.caption, latent, references),
                 key=record.digest,
                 caption=record.caption,
                 repeats=record.repeats,
                 weight=record.weight,
                 mask=mask,
-                empty=encode("", latent) if objective.caption_dropout and not live else None,
-                class_conditioning=(encode(prior.class_prompt, latent) if prior.preserves_output else None),
+                empty=encode("", latent, references) if objective.caption_dropout and not live else None,
+                class_conditioning=(
+                    encode(prior.class_prompt, latent, references) if prior.preserves_output else None
+                ),
+                references=references if live else None,
             )
+
+
+def _control_pictures(
+    record: ImageRecord, view: View, target: Tensor, mask: Tensor | None
+) -> ControlPictures:
+    """mask: the record's own, as the target was cut; without one, that which is drawn for it."""
+    if mask is None and record.drawn_mask is not None:
+        mask = drawn_mask(record.digest, record.drawn_mask, view.size)
+    return ControlPictures(
+        images=[partial(open_image, control.path) for control in record.controls],
+        view=view,
+        size=record.size,
+        target=target,
+        mask=mask,
+    )

@@ -23,6 +23,17 @@ class Framing:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Control:
+    """A picture that the network is shown beside the caption of another one."""
+
+    path: Path
+    digest: str
+    """sha256 of the file's bytes, hex."""
+    size: tuple[int, int]
+    """(width, height) in pixels, after EXIF rotation; not that of its picture."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRecord:
     """One picture and its caption. Pixels stay on disk until they are needed."""
 
@@ -40,6 +51,10 @@ class ImageRecord:
     """A picture whose white part is what matters; same framing as the picture."""
     mask_digest: str = ""
     framing: Framing = Framing()
+    controls: tuple[Control, ...] = ()
+    """In the order in which the network is given them."""
+    drawn_mask: int | None = None
+    """Number of the mask that is drawn for an inpaint model; see `drawn_masks`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "caption", readable(self.caption))
@@ -115,9 +130,12 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """Changes when a picture, a caption, the order, repeats, roles or the resolution changes."""
+        """Changes when a picture, a control picture, a caption, the order, repeats, roles or the resolution
+        changes."""
         h = hashlib.sha256(f"{self.resolution}".encode())
         for r in self.records:
             parts = (r.digest, r.caption, r.repeats, r.role, r.weight, r.mask_digest, r.framing)
+            if r.controls or r.drawn_mask is not None:
+                parts = (*parts, [c.digest for c in r.controls], r.drawn_mask)
             h.update("\0".join(["", *map(str, parts)]).encode())
         return h.hexdigest()

@@ -3,7 +3,8 @@
 Read are the pictures directly in the folder, and those in subfolders named like `10_cat`, which show
 each picture ten times an epoch (kohya's layout). A picture's caption is, in this order: the .txt file
 of the same name, the .caption file, its row in metadata.csv, its row in metadata.jsonl. The metadata may
-also give it a weight. `cat-masklabel.png` is the mask of cat.jpg (OneTrainer's name).
+also give it a weight. `cat-masklabel.png` is the mask of cat.jpg (OneTrainer's name), and `cat-control.png`
+what an edit model is shown beside its caption: see `controls`.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from ..errors import DatasetError, shortened
 from .captions import METADATA_NAMES, SIDECAR_SUFFIXES, Described, read_metadata, read_text
+from .controls import ControlFinder, alone, controls_beside
 from .images import inspect_image
 from .records import Dataset, ImageRecord, Problem, Role
 
@@ -38,10 +41,12 @@ def scan_folder(
     repeats: int = 1,
     role: Role = "instance",
     on_file: Callable[[int, int], None] | None = None,
+    control_folders: Sequence[Path] = (),
 ) -> Dataset:
     """All usable pictures of a folder in natural order (img2 before img10); those in subfolders come last.
 
     What is skipped is named in `problems`. `on_file(done, total)` is called before each picture.
+    control_folders: with control pictures of the same stems.
     Raises DatasetError if the folder cannot be read or holds no usable picture.
     """
     root = Path(folder)
@@ -49,6 +54,7 @@ def scan_folder(
     parts = _parts(root, problems)
     total = sum(len(part.pictures) for part in parts)
     listed = _metadata(parts, root, problems)
+    finder = ControlFinder(root, control_folders, listed, suffixes=IMAGE_SUFFIXES, confine=_confine)
     records: list[ImageRecord] = []
     done = 0
     for part in parts:
@@ -56,6 +62,8 @@ def scan_folder(
             if on_file is not None:
                 on_file(done, total)
             done += 1
+            if path in finder.named:
+                continue
             row = listed.pop(path, Described())
             caption = row.caption or ""
             try:
@@ -78,8 +86,11 @@ def scan_folder(
                     weight=row.weight or 1.0,
                     mask=mask,
                     mask_digest=mask_digest,
+                    controls=finder.of(path, part.controls.get(path.stem, ()), row),
                 )
             )
+    finder.check(records)
+    problems = [p for p in problems if p.path not in finder.places] + finder.problems
     if listed:
         names = shortened(p.relative_to(root).as_posix() for p in listed)
         problems.append(Problem(path=root, reason=f"metadata names pictures that are not there: {names}"))
@@ -103,7 +114,8 @@ def folder_fingerprint(folder: str | os.PathLike[str]) -> str:
     """
     root = Path(folder)
     h = hashlib.sha256(os.fsencode(root.absolute()))
-    for part in _parts(root, []):
+    parts = _parts(root, [])
+    for part in parts:
         for path in part.files:
             text = _is_text(path)
             if not text and path.suffix.lower() not in IMAGE_SUFFIXES | OTHER_PICTURES:
@@ -117,6 +129,11 @@ def folder_fingerprint(folder: str | os.PathLike[str]) -> str:
                     h.update(read_text(path).encode("utf-8", "surrogatepass"))
             except (DatasetError, OSError) as e:
                 h.update(f"\0{e}".encode("utf-8", "surrogateescape"))
+    for row in _metadata(parts, root, []).values():
+        for path in row.controls:
+            with suppress(OSError):
+                info = path.stat()
+                h.update(os.fsencode(path) + f"\0{info.st_size}\0{info.st_mtime_ns}".encode())
     return h.hexdigest()
 
 
@@ -135,7 +152,18 @@ class _Part:
 
     @property
     def pictures(self) -> list[Path]:
+        controls = {p for beside in self.controls.values() for p in beside}
+        return [p for p in self._own if p not in controls]
+
+    @cached_property
+    def _own(self) -> list[Path]:
+        """Pictures and control pictures."""
         return [p for p in self.files if p.suffix.lower() in IMAGE_SUFFIXES and not _is_mask(p)]
+
+    @cached_property
+    def controls(self) -> dict[str, list[Path]]:
+        """Stem of the picture → the control pictures beside it."""
+        return controls_beside(self._own)
 
     @cached_property
     def masks(self) -> dict[str, Path]:
@@ -161,6 +189,7 @@ class _Part:
         for stem in sorted(self.masks.keys() - {p.stem for p in self.pictures}):
             reason = f"is a mask and there is no picture {stem}; rename it, or remove it"
             yield Problem(path=self.masks[stem], reason=reason)
+        yield from alone(self._own)
 
 
 def _parts(root: Path, problems: list[Problem]) -> list[_Part]:

@@ -18,18 +18,27 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP
 
+    from .references import HostControls
+
 _CONTEXT_WIDTH_KEYS = ("context_dim", "context_in_dim", "cap_feat_dim", "joint_attention_dim", "text_dim")
 """Names under which ComfyUI's network configs keep the width of the text embedding."""
 
 
-def _own(value: Any) -> Any:
+def own(value: Any) -> Any:
     """Tensors, also within lists and dicts, on the CPU, where they take no device memory, and no inference
     tensors. What is that already is shared: of a caption's many uses one copy is kept."""
 
-    def own(t: Tensor) -> Tensor:
+    def plain(t: Tensor) -> Tensor:
         return t.detach().to("cpu", copy=t.is_inference() or t.requires_grad)
 
-    return tree_map_only(Tensor, own, value)
+    return tree_map_only(Tensor, plain, value)
+
+
+def text_of(clip: Any, caption: str, references: HostControls | None) -> list[Any]:
+    """The caption as the stock node for it encodes it; the empty one is what is not wanted."""
+    if references is None:
+        return clip.encode_from_tokens_scheduled(clip.tokenize(caption))
+    return references.encode_text(clip, caption, negative=not caption)
 
 
 class HostTextEncoder:
@@ -48,16 +57,24 @@ class HostTextEncoder:
         return self.tokenize.fitted(caption)
 
     @torch.no_grad()
-    def encode(self, caption: str, latent: Tensor) -> Condition:
-        """The arguments that ComfyUI's sampler would give the network for this caption and this size."""
-        if caption not in self._encoded:
-            self._encoded[caption] = self._encode_text(caption)
-        conds = self.conditions(self._encoded[caption], latent)
+    def encode(self, caption: str, latent: Tensor, references: HostControls | None = None) -> Condition:
+        """The arguments that ComfyUI's sampler would give the network for this caption, this size and these
+        control pictures."""
+        conds = self.conditions(self._text(caption, references), latent, references)
         for cond in conds.values():
-            cond.cond = _own(cond.cond)
+            cond.cond = own(cond.cond)
         return conds
 
-    def conditions(self, text: Mapping[str, Any], latent: Tensor) -> Condition:
+    def _text(self, caption: str, references: HostControls | None) -> dict[str, Any]:
+        if references is not None and references.seen is not None:  # no other picture has this one
+            return self._encode_text(caption, references)
+        if caption not in self._encoded:
+            self._encoded[caption] = self._encode_text(caption, None)
+        return self._encoded[caption]
+
+    def conditions(
+        self, text: Mapping[str, Any], latent: Tensor, references: HostControls | None = None
+    ) -> Condition:
         """`text`: cross_attn, pooled_output and what else the text encoder gives."""
         noise = latent.unsqueeze(0)
         params = dict(
@@ -71,16 +88,21 @@ class HostTextEncoder:
             denoise_mask=None,
             seed=None,
             latent_shapes=None,
+            **(references.values if references else {}),
         )
         if self.patcher.model.model_config.unet_config.get("guidance_embed"):
             params["guidance"] = self.guidance
         conds = self.patcher.model.extra_conds(**params)
         return {name: cond.process_cond(batch_size=1, area=None) for name, cond in conds.items()}
 
-    def _encode_text(self, caption: str) -> dict[str, Any]:
-        cond, extra = self.clip.encode_from_tokens_scheduled(self.tokenize(caption), show_pbar=False)[0]
+    def _encode_text(self, caption: str, references: HostControls | None) -> dict[str, Any]:
+        cond, extra = text_of(self, caption, references)[0]
         self._check_width(cond)
-        return {"cross_attn": _own(cond), **_own(extra)}
+        return {"cross_attn": own(cond), **own(extra)}
+
+    def encode_from_tokens_scheduled(self, tokens: Any, **_: Any) -> list[Any]:
+        """As CLIP's, without a progress bar for each caption."""
+        return self.clip.encode_from_tokens_scheduled(tokens, show_pbar=False)
 
     def _check_width(self, cond: Tensor) -> None:
         unet_config = self.patcher.model.model_config.unet_config

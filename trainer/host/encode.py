@@ -9,25 +9,32 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
+from ..ports import ControlPictures
+from .references import ControlEncoder, HostControls
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
-    from comfy.sd import VAE
+    from comfy.sd import CLIP, VAE
 
 
 class HostLatentEncoder:
     """The engine's `LatentEncoder`."""
 
-    def __init__(self, vae: VAE, patcher: ModelPatcher) -> None:
+    def __init__(self, vae: VAE, patcher: ModelPatcher, clip: CLIP | None = None) -> None:
+        """clip: that encodes the captions; some see the control pictures."""
         self.vae = vae
         self.model = patcher.model
         check_vae(vae, patcher)
+        self._controls = ControlEncoder(patcher, vae, clip)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         latent = self.vae.encode(pixels.unsqueeze(0))
         latent = self.model.process_latent_in(latent.float())
         return latent[0].to("cpu", torch.float32, copy=True)
+
+    def controls(self, pictures: ControlPictures) -> HostControls | None:
+        return self._controls(pictures)
 
 
 def check_vae(vae: VAE, patcher: ModelPatcher) -> None:
