@@ -47,6 +47,8 @@ _OMNIGEN = {
     "multiple_of": 32, "axes_dim_rope": (8, 12, 12),
 }  # fmt: skip
 
+_MASKED_TEXT = {"cross_attn": (7, 24), "attention_mask": torch.ones(1, 7, dtype=torch.long)}
+
 _ROWS = (
     _wider("sd15", 9, name="sd15 inpaint"),
     _wider("sd15", 8, name="sd15 pix2pix", config="SD15_instructpix2pix"),
@@ -62,11 +64,11 @@ _ROWS = (
         unet={**TINY["flux1"].unet, "guidance_embed": False, "vec_in_dim": None, "txt_ids_dims": [1, 2]},
     ),
     Tiny(
-        name="omnigen2", config="Omnigen2", latent=(16, 8, 8), text={"cross_attn": (7, 24)},
+        name="omnigen2", config="Omnigen2", latent=(16, 8, 8), text=_MASKED_TEXT,
         unet={"image_model": "omnigen2", **_OMNIGEN, "text_feat_dim": 24},
     ),
     Tiny(
-        name="boogu", config="Boogu", latent=(16, 8, 8), text={"cross_attn": (7, 24)},
+        name="boogu", config="Boogu", latent=(16, 8, 8), text=_MASKED_TEXT,
         unet={"image_model": "boogu", **_OMNIGEN, "num_double_stream_layers": 1, "instruction_feat_dim": 24},
     ),
     Tiny(
@@ -79,8 +81,8 @@ _ROWS = (
     Tiny(
         name="joyimage", config="JoyImage", latent=(16, 1, 8, 8), text={"cross_attn": (7, 24)},
         unet={
-            "image_model": "joyimage", "hidden_size": 64, "num_attention_heads": 2, "text_dim": 24,
-            "num_layers": 2, "rope_dim_list": [8, 12, 12],
+            "image_model": "joyimage", "hidden_size": 128, "num_attention_heads": 1, "text_dim": 24,
+            "num_layers": 2,
         },
     ),
 )  # fmt: skip

@@ -1,4 +1,5 @@
-"""One picture that shows what will be trained: each picture as cropped, its size, repeats and caption."""
+"""One picture that shows what will be trained: each picture as cropped, its size, repeats and caption, after its
+control pictures."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ CELL = 192
 LINE = 18
 GAP = 8
 COLUMNS = 6
+CONTROL, CONTROLS = 64, 3
+"""Side of a control picture, and how many are shown."""
 INK, DIM, PAPER = (235, 235, 235), (160, 160, 160), (32, 32, 32)
 MASKED_OUT = (200, 40, 40)
 
@@ -40,7 +43,7 @@ def contact_sheet(dataset: Dataset, max_images: int = 24) -> torch.Tensor:
         x = GAP + i % columns * pitch[0]
         y = 2 * GAP + LINE + i // columns * pitch[1]
         bucket = bucket_size(*record.size, resolution=dataset.resolution)
-        thumb = _thumbnail(record, bucket)
+        thumb = _cell(record, bucket)
         sheet.paste(thumb, (x + (CELL - thumb.width) // 2, y + (CELL - thumb.height) // 2))
         write((x, y + CELL), _label(record, bucket), CELL, DIM)
         write((x, y + CELL + LINE), record.caption or "(no caption)", CELL, INK)
@@ -55,6 +58,8 @@ def title(dataset: Dataset, shown: int | None = None) -> str:
     more = f" · first {shown} shown" if shown is not None and shown < len(dataset) else ""
     masks = sum(r.mask is not None for r in dataset.records)
     masked = f" · {masks} masked" if masks else ""
+    controls = sum(bool(r.controls) for r in dataset.records)
+    masked += f" · {controls} with control pictures" if controls else ""
     return f"{images}{masked} · {len(dataset.problems)} skipped · {kinds}{more}"
 
 
@@ -64,8 +69,26 @@ def _label(record: ImageRecord, bucket: tuple[int, int]) -> str:
     return f"{bucket[0]}x{bucket[1]} · {record.repeats}x{role}{weight}"
 
 
-def _thumbnail(record: ImageRecord, bucket: tuple[int, int]) -> Image.Image:
-    scale = CELL / max(bucket)
+def _cell(record: ImageRecord, bucket: tuple[int, int]) -> Image.Image:
+    """The picture; with control pictures these in a column, an arrow, and the picture."""
+    if not record.controls:
+        return _thumbnail(record, bucket, CELL)
+    cell = Image.new("RGB", (CELL, CELL), PAPER)
+    each = min(CONTROL, (CELL - LINE) // len(record.controls[:CONTROLS]))
+    for i, control in enumerate(record.controls[:CONTROLS]):
+        small = open_image(control.path)
+        small.thumbnail((each, each), reducing_gap=3.0)
+        cell.paste(small, ((CONTROL - small.width) // 2, i * each + (each - small.height) // 2))
+    more = len(record.controls) - CONTROLS
+    note = f"+{more} →" if more > 0 else "→"
+    writer(13).draw(cell, (CONTROL - LINE, CELL - LINE), note, INK)
+    thumb = _thumbnail(record, bucket, CELL - CONTROL - GAP)
+    cell.paste(thumb, (CELL - thumb.width, (CELL - thumb.height) // 2))
+    return cell
+
+
+def _thumbnail(record: ImageRecord, bucket: tuple[int, int], side: int) -> Image.Image:
+    scale = side / max(bucket)
     size = max(1, round(bucket[0] * scale)), max(1, round(bucket[1] * scale))
     image = _cropped(open_image(record.path), bucket, size)
     if record.mask is None:
