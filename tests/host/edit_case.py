@@ -113,7 +113,7 @@ class PatchVae:
         return self.patch
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """[1, H, W, 3] to [1, C, (1,) h, w]; what is left over at the sides is cut evenly, as ComfyUI does."""
+        """[1, H, W, 3] to [1, C, (1,) h, w]; what is left over is cut evenly, as ComfyUI does."""
         self.encoded += 1
         h, w = (s // self.patch * self.patch for s in pixels.shape[1:3])
         top, left = (pixels.shape[1] - h) // 2, (pixels.shape[2] - w) // 2
@@ -123,7 +123,7 @@ class PatchVae:
 
 
 class TokenClip:
-    """The family's own tokenizer where it sees pictures, and embeddings that are drawn from all its tokens."""
+    """The family's own tokenizer where it sees pictures, and embeddings that are drawn from its tokens."""
 
     def __init__(self, tiny: Tiny) -> None:
         self.tiny = tiny

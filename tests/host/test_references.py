@@ -118,7 +118,9 @@ def test_three_pictures_are_numbered_for_qwen_image_edit_plus(folder: Path) -> N
     assert same(sample.conditioning, e.sampled(graph, sample.latent)) == []
 
 
-def test_a_control_picture_of_another_shape_is_cut_evenly_where_it_lies_beside_the_noise(folder: Path) -> None:
+def test_a_control_picture_of_another_shape_is_cut_evenly_where_it_lies_beside_the_noise(
+    folder: Path,
+) -> None:
     picture(folder / "a-control.png", (2 * SIZE, SIZE), 1)
     e = Edit("sd15 pix2pix")
     said: list[Event] = []
@@ -193,7 +195,9 @@ def test_a_model_with_channels_for_a_control_picture_needs_one(folder: Path) -> 
     assert [r.name for r in dataset.records] == ["b.png"]
     assert any("left out, for they have none: a.png" in str(n) for n in said)
     (folder / "b-control.png").unlink()
-    with pytest.raises(DatasetError, match="has input channels for a control picture and the dataset has none"):
+    with pytest.raises(
+        DatasetError, match="has input channels for a control picture and the dataset has none"
+    ):
         suited(scan_folder(folder, resolution=SIZE), e.patcher, None, said.append)
 
 
@@ -212,7 +216,9 @@ def test_gradients_with_control_pictures_equal_the_oracles(name: str, folder: Pa
         assert abs(c.loss(denoiser) - before) > 1e-6  # the network sees the control picture
 
 
-@pytest.mark.parametrize("name", ["sd15 inpaint", "sd15 pix2pix", "flux kontext", "flux fill", "qwen edit plus"])
+@pytest.mark.parametrize(
+    "name", ["sd15 inpaint", "sd15 pix2pix", "flux kontext", "flux fill", "qwen edit plus"]
+)
 def test_a_run_on_control_pictures_goes_to_the_end(name: str, folder: Path, tmp_path: Path) -> None:
     e = Edit(name)
     data = TrainingData(samples=e.samples(scan_folder(folder, resolution=SIZE)))

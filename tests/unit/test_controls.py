@@ -13,7 +13,9 @@ from in_graph_lora.trainer.data.scan import folder_fingerprint, scan_folder
 from in_graph_lora.trainer.errors import DatasetError
 
 
-def picture(path: Path, size: tuple[int, int] = (40, 30), colour: tuple[int, int, int] = (200, 30, 60)) -> Path:
+def picture(
+    path: Path, size: tuple[int, int] = (40, 30), colour: tuple[int, int, int] = (200, 30, 60)
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour).save(path)
     return path
@@ -32,13 +34,16 @@ def test_control_pictures_beside_the_picture_come_by_number_and_are_no_pictures(
         picture(tmp_path / f"{name}.png")
     picture(tmp_path / "1_c" / "a.webp")
     picture(tmp_path / "1_c" / "a-control.jpg", size=(12, 34))
+    picture(tmp_path / "d.png")
+    picture(tmp_path / "d-condlabel.png")
     dataset = scan_folder(tmp_path)
     assert controls(dataset) == {
         "a.png": ["a-control.png", "a-control-2.png", "a-control-10.png"],
         "b.png": ["b-control-1.png"],
+        "d.png": ["d-condlabel.png"],
         "a.webp": ["a-control.jpg"],
     }
-    assert dataset.records[2].controls[0].size == (12, 34)
+    assert dataset.records[3].controls[0].size == (12, 34)
     assert dataset.problems == ()
 
 
@@ -60,7 +65,9 @@ def test_control_folders_are_read_by_stem_in_their_order(tmp_path: Path) -> None
     for name in ("a.png", "b.png", "d.png"):
         picture(second / name)
     dataset = scan_folder(pictures, control_folders=[first, second])
-    found = {r.path.name: [c.path.relative_to(tmp_path).as_posix() for c in r.controls] for r in dataset.records}
+    found = {
+        r.path.name: [c.path.relative_to(tmp_path).as_posix() for c in r.controls] for r in dataset.records
+    }
     assert found == {
         "a.png": ["pictures/a-control.png", "pictures/sources/a.webp", "poses/a.png"],
         "b.jpg": ["poses/b.png"],

@@ -1,7 +1,7 @@
 """Control pictures: what the network is shown beside the caption, such as the picture before an edit.
 
-A picture's control pictures are, in this order: `name-control.png`, `name-control-1.png`, … beside it; the
-pictures of its stem in each control folder; the files under `control_path` in its metadata.
+A picture's control pictures are, in this order: `name-control.png` (or OneTrainer's `name-condlabel.png`),
+`name-control-1.png`, … beside it; the pictures of its stem in each control folder; the files under `control_path` in its metadata.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .captions import Described
 from .images import inspect_image
 from .records import Control, ImageRecord, Problem
 
-_ENDING = re.compile(r"(.+)-control(?:-([0-9]{1,6}))?", re.DOTALL)
+_ENDING = re.compile(r"(.+)-(?:control(?:-([0-9]{1,6}))?|condlabel)", re.DOTALL)
 
 Confine = Callable[[Path, Path], None]
 """(file, folder): raises DatasetError for a link that leads out of the folder."""

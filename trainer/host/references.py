@@ -160,7 +160,7 @@ WAYS = (
         aligned=True,
     ),
     Way(
-        name="a picture that the network takes beside the noise when there is one",
+        name="a picture beside the noise, or none",
         fits=lambda model: _takes(model, "image_cond"),
         values=_beside_the_noise,
         aligned=True,

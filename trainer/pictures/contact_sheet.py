@@ -1,5 +1,5 @@
-"""One picture that shows what will be trained: each picture as cropped, its size, repeats and caption, after its
-control pictures."""
+"""One picture that shows what will be trained: each picture as cropped, after its control pictures, its size,
+repeats and caption."""
 
 from __future__ import annotations
 
