@@ -1,7 +1,8 @@
 """Control pictures: what the network is shown beside the caption, such as the picture before an edit.
 
 A picture's control pictures are, in this order: `name-control.png` (or OneTrainer's `name-condlabel.png`),
-`name-control-1.png`, … beside it; the pictures of its stem in each control folder; the files under `control_path` in its metadata.
+`name-control-1.png`, … beside it; the pictures of its stem in each control folder; the files under
+`control_path` in its metadata.
 """
 
 from __future__ import annotations
