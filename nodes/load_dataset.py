@@ -80,6 +80,15 @@ class LoadDataset(io.ComfyNode):
                     tooltip="Folder with pictures of the class in general, such as any dog but yours, for"
                     " prior preservation.",
                 ),
+                io.String.Input(
+                    "control_folder",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Folder with control pictures for edit models, named like the pictures in folder."
+                    " One folder a line for several.",
+                ),
             ],
             outputs=[
                 TrainDataset.Output(display_name="dataset", tooltip="For Caption Images or Train LoRA."),
@@ -108,12 +117,13 @@ class LoadDataset(io.ComfyNode):
         folder: Sequence[str | None],
         class_folder: Sequence[str | None] = ("",),
         images: Sequence[Any] = (),
+        control_folder: Sequence[str | None] = ("",),
         **_: object,
     ) -> str | float:
-        if folder[0] is None or class_folder[0] is None:
+        if folder[0] is None or class_folder[0] is None or control_folder[0] is None:
             return float("nan")
         try:
-            used = [f for f in (folder[0], class_folder[0]) if f.strip()]
+            used = [f for f in (folder[0], class_folder[0], *lines(control_folder[0])) if f.strip()]
             prints = [folder_fingerprint(resolve_folder(f)) for f in used]
         except DatasetError:
             return float("nan")
@@ -129,6 +139,7 @@ class LoadDataset(io.ComfyNode):
         images: list[Tensor] | None = None,
         captions: list[str] | None = None,
         class_folder: list[str] | None = None,
+        control_folder: list[str] | None = None,
     ) -> io.NodeOutput:
         progress = NodeProgress(cls.hidden.unique_id)
         path, class_path = _single("folder", folder), _single("class_folder", class_folder or [""])
@@ -143,11 +154,19 @@ class LoadDataset(io.ComfyNode):
             captions=caption_lines(captions or []),
             keep_images_in=kept,
             on_file=progress.update,
+            control_folders=[
+                resolve_folder(f) for f in lines(_single("control_folder", control_folder or [""]))
+            ],
         )
         _graph_images.add(r.path for r in dataset.records if r.path.parent == kept)
         sheet = contact_sheet(dataset)
         shown = ui.PreviewImage(sheet).as_dict() | {"text": [summary(dataset)]}
         return io.NodeOutput(dataset, sheet, len(dataset), ui=shown)
+
+
+def lines(text: str) -> list[str]:
+    """Those that are not empty."""
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def resolve_folder(folder: str) -> Path:

@@ -21,6 +21,26 @@ Conditioning = Any
 """Whatever the host's denoiser understands as the condition of one sample; opaque to the engine."""
 
 
+Controls = Any
+"""Control pictures as the host's denoiser and text encoder take them; None is none. Opaque to the engine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlPictures:
+    """What a sample's `Controls` are made of."""
+
+    images: Sequence[Callable[[], Image.Image]] = ()
+    """Each reads one, upright and of any size; they are not kept."""
+    view: View
+    """How the picture that is trained on was cut."""
+    size: tuple[int, int]
+    """(width, height) in pixels of that picture before."""
+    target: Tensor
+    """[H, W, 3], 0..1: that picture as it was cut."""
+    mask: Tensor | None = None
+    """[H, W], 0..1: what an inpaint model paints anew; None is everything."""
+
+
 class Denoiser(Protocol):
     """A frozen network with the noise process it was trained for."""
 
@@ -59,6 +79,25 @@ class LatentEncoder(Protocol):
         """pixels [H, W, 3] in 0..1 to the latent [C, ...] as the model sees it, fp32, on the CPU."""
         ...
 
+    takes_controls: bool
+    """Whether the model is given control pictures."""
+    control_kind: str
+    """How it is given them: of two kinds `controls` differ."""
+    takes_masks: bool
+    """Whether it is given what is to be painted anew, of every picture."""
+
+    def controls(self, pictures: ControlPictures) -> Controls:
+        """The part of the condition that comes from control pictures."""
+        ...
+
+    def pack_controls(self, controls: Controls) -> Entry:
+        """For the disk."""
+        ...
+
+    def unpack_controls(self, entry: Entry, pictures: ControlPictures) -> Controls:
+        """pictures: as `controls` was given them; target and mask are not looked at."""
+        ...
+
 
 class TextEncoder(Protocol):
     identity: str
@@ -72,13 +111,15 @@ class TextEncoder(Protocol):
         """The beginning of the caption that can be encoded: all of it, but for texts that are no captions."""
         ...
 
-    def encode(self, caption: str, latent: Tensor, *, view: View | None = None) -> Conditioning:
-        """The condition of one sample, built for the size of its own latent, and for what of the picture it
-        shows where the model takes that."""
+    def encode(
+        self, caption: str, latent: Tensor, references: Controls = None, *, view: View | None = None
+    ) -> Conditioning:
+        """The condition of one sample, built for the size of its own latent, with its control pictures, and
+        for what of the picture it shows where the model takes that."""
         ...
 
     def traced(
-        self, caption: str, latent: Tensor, *, view: View | None = None
+        self, caption: str, latent: Tensor, references: Controls = None, *, view: View | None = None
     ) -> tuple[Conditioning, Traces]:
         """As `encode`, with what the condition depends on: the network's weights, the latent's values."""
         ...
@@ -110,7 +151,9 @@ class TextModel(Protocol):
     blocks: Sequence[nn.Module]
     half_precision: torch.dtype | None
 
-    def condition(self, caption: str, latent: Tensor, *, view: View | None = None) -> Conditioning:
+    def condition(
+        self, caption: str, latent: Tensor, references: Controls = None, *, view: View | None = None
+    ) -> Conditioning:
         """As `TextEncoder.encode`, with gradients."""
         ...
 

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ..ports import Conditioning
+from ..ports import Conditioning, Controls
 from ..rng import stream
 from .views import View
 
@@ -76,6 +76,8 @@ class CachedSample:
     """Condition of the empty caption, when captions are dropped."""
     class_conditioning: Conditioning = None
     """Condition of the class prompt, for output preservation."""
+    references: Controls = None
+    """Of the picture, while the text encoder trains; otherwise the conditions have them in them."""
 
     @property
     def bucket(self) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,10 @@ from ..config import TrainConfig
 from ..errors import DatasetError, shortened
 from ..events import Emit, Notice, Phase
 from ..files import sha256
-from ..ports import Conditioning, LatentEncoder, TextEncoder, Traces
+from ..ports import Conditioning, ControlPictures, Controls, LatentEncoder, TextEncoder, Traces
 from .batches import CachedSample, Sample
+from .drawn_masks import drawn_mask
+from .images import open_image
 from .records import Dataset, ImageRecord
 from .store import Entry, Store, key_of
 from .stored import SampleLost, StoredSample
@@ -69,11 +72,13 @@ def cut_to_fit(
 
 @dataclass(frozen=True, slots=True)
 class _Picture:
-    """One view of a record, and the name of its latent."""
+    """One view of a record, with the names of its latent and of its encoded control pictures."""
 
     record: ImageRecord
     view: View
     key: str
+    controls: str
+    """"" where the model is given none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +106,14 @@ class SampleCache:
         self.check_interrupt()
         prior = config.prior.uses_pictures
         pictures = [
-            _Picture(record, view, self._latent_key(record, view))
+            _Picture(record, view, self._latent_key(record, view), self._controls_key(record, view))
             for record in dataset.records
             if record.role != "class" or prior
             for view in views(record, resolution=dataset.resolution, step=self.step)
         ]
-        self.store.hold(picture.key for picture in pictures)
+        self.store.hold(key for picture in pictures for key in (picture.key, picture.controls) if key)
         shapes = self._encode_pictures(pictures)
+        self._encode_controls(pictures)
         texts = [_texts(picture.record, config, live=train_text) for picture in pictures]
         keys = self._encode_captions(pictures, texts, shapes)
         self.store.hold(keys.values())
@@ -125,6 +131,7 @@ class SampleCache:
                 conditions=tuple(keys[picture.key, text] for text in own.encoded),
                 empty=keys[picture.key, ""] if own.empty else "",
                 class_condition=keys[picture.key, own.class_prompt] if own.class_prompt else "",
+                references=partial(self._controls, picture) if train_text else None,
                 read=self._read,
             )
             samples[record.role].append(sample)
@@ -136,12 +143,14 @@ class SampleCache:
         )
 
     @torch.no_grad()
-    def condition(self, caption: str, latent: Tensor) -> Conditioning:
+    def condition(self, caption: str, latent: Tensor, references: Controls = None) -> Conditioning:
         """Of a caption for a latent of this shape, from the store if it is there."""
-        keys = self._condition_keys(caption, tuple(latent.shape), {}, latent_key="")
+        if references is not None:
+            return self.texts.encode(caption, latent, references)
+        keys = self._condition_keys(caption, tuple(latent.shape), (), latent_key="")
         key = next((key for key in keys if self._has(key)), None)
         if key is None:
-            key = self._encode_text(caption, latent, {}, latent_key="")
+            key = self._encode_text(caption, latent, {}, (), latent_key="")
         return self._condition(key)
 
     # What an entry depends on.
@@ -149,15 +158,26 @@ class SampleCache:
     def _latent_key(self, record: ImageRecord, view: View) -> str:
         return key_of(FORMAT, self.latents.identity, record.digest, record.mask_digest, view)
 
+    def _controls_key(self, record: ImageRecord, view: View) -> str:
+        if not self.latents.takes_masks and not (self.latents.takes_controls and record.controls):
+            return ""
+        shown = [control.digest for control in record.controls], record.drawn_mask
+        return key_of(FORMAT, self.latents.control_kind, self._latent_key(record, view), *shown)
+
     def _text_inputs(self, picture: _Picture) -> Mapping[str, Any]:
-        """What `TextEncoder.encode` is given beside caption and latent; `repr` must say all of it."""
-        return {"view": picture.view} if self.texts.told_crops else {}
+        """What `TextEncoder.encode` is given beside caption and latent."""
+        told = {"view": picture.view} if self.texts.told_crops else {}
+        return {**told, "references": self._controls(picture)} if picture.controls else told
+
+    def _text_key(self, picture: _Picture) -> tuple[Any, ...]:
+        """Of `_text_inputs`: its `repr` says all of it."""
+        return (picture.view if self.texts.told_crops else None, picture.controls)
 
     def _condition_keys(
-        self, caption: str, shape: tuple[int, ...], inputs: Mapping[str, Any], latent_key: str
+        self, caption: str, shape: tuple[int, ...], inputs: tuple[Any, ...], latent_key: str
     ) -> Mapping[str, Traces]:
         """Names that the entry may have, by what its making turned out to depend on."""
-        own = (FORMAT, self.texts.identity, caption, shape, sorted(inputs.items()))
+        own = (FORMAT, self.texts.identity, caption, shape, inputs)
         parts = {"network": self.texts.network_identity, "latent": latent_key}
         return {
             key_of(*own, *(parts[name] for name in sorted(traces))): traces for traces in _POSSIBLE_TRACES
@@ -197,6 +217,14 @@ class SampleCache:
         mask = adaptive_avg_pool2d(mask[None], (latent.shape[-2], latent.shape[-1]))  # [1, h, w]
         return Entry({"latent": latent, "mask": mask.reshape(1, *[1] * (latent.ndim - 3), *mask.shape[-2:])})
 
+    def _encode_controls(self, pictures: Sequence[_Picture]) -> None:
+        own = {p.controls: p for p in pictures if p.controls and not self._has(p.controls)}
+        for i, picture in enumerate(own.values()):
+            self._progress("encoding control pictures", i, len(own))
+            pixels, mask = _pixels(picture.record, picture.view)
+            controls = self.latents.controls(_control_pictures(picture.record, picture.view, pixels, mask))
+            self.store.put(picture.controls, self.latents.pack_controls(controls))
+
     @torch.no_grad()
     def _encode_captions(
         self, pictures: Sequence[_Picture], texts: Sequence[_Texts], shapes: Mapping[str, tuple[int, ...]]
@@ -210,8 +238,8 @@ class SampleCache:
         keys, missing = {}, []
 
         def find(text: str, picture: _Picture) -> str | None:
-            inputs = self._text_inputs(picture)
-            possible = self._condition_keys(text, shapes[picture.key], inputs, picture.key)
+            own = self._text_key(picture)
+            possible = self._condition_keys(text, shapes[picture.key], own, picture.key)
             return next((key for key in possible if self._has(key)), None)
 
         for text, group in by_text.items():
@@ -226,13 +254,21 @@ class SampleCache:
             key = find(text, picture)  # another picture may have had the same
             if key is None:
                 latent = self._entry(picture.key).tensors["latent"]
-                key = self._encode_text(text, latent, self._text_inputs(picture), picture.key)
+                inputs = self._text_inputs(picture), self._text_key(picture)
+                key = self._encode_text(text, latent, *inputs, picture.key)
             keys[picture.key, text] = key
         return keys
 
-    def _encode_text(self, text: str, latent: Tensor, inputs: Mapping[str, Any], latent_key: str) -> str:
+    def _encode_text(
+        self,
+        text: str,
+        latent: Tensor,
+        inputs: Mapping[str, Any],
+        input_key: tuple[Any, ...],
+        latent_key: str,
+    ) -> str:
         condition, traces = self.texts.traced(text, latent, **inputs)
-        keys = self._condition_keys(text, tuple(latent.shape), inputs, latent_key)
+        keys = self._condition_keys(text, tuple(latent.shape), input_key, latent_key)
         key = next(key for key, own in keys.items() if own == traces)
         entry = self.texts.pack(condition)
         if entry is not None:
@@ -266,6 +302,12 @@ class SampleCache:
             return None
         return self._unpackable[key] if key in self._unpackable else self.texts.unpack(self._entry(key))
 
+    def _controls(self, picture: _Picture) -> Controls:
+        if not picture.controls:
+            return None
+        given = _control_pictures(picture.record, picture.view, torch.empty(0), None)
+        return self.latents.unpack_controls(self._entry(picture.controls), given)
+
     def _read(self, sample: StoredSample, which: int, caption: str) -> CachedSample:
         entry = self._entry(sample.latent)
         return CachedSample(
@@ -279,6 +321,7 @@ class SampleCache:
             view=sample.view,
             empty=self._condition(sample.empty),
             class_conditioning=self._condition(sample.class_condition),
+            references=sample.references() if sample.references else None,
         )
 
 
@@ -328,3 +371,18 @@ def _pixels(record: ImageRecord, view: View) -> tuple[Tensor, Tensor | None]:
         if path is not None and sha256(path) != digest:
             raise DatasetError(f"{path.name} has changed since the dataset was loaded; run the graph again")
     return pixels, mask
+
+
+def _control_pictures(
+    record: ImageRecord, view: View, target: Tensor, mask: Tensor | None
+) -> ControlPictures:
+    """mask: the record's own, as the target was cut; without one, that which is drawn for it."""
+    if mask is None and record.drawn_mask is not None:
+        mask = drawn_mask(record.digest, record.drawn_mask, view.size)
+    return ControlPictures(
+        images=[partial(open_image, control.path) for control in record.controls],
+        view=view,
+        size=record.size,
+        target=target,
+        mask=mask,
+    )

@@ -25,18 +25,30 @@ def joined(
     captions: Sequence[str],
     keep_images_in: Path,
     on_file: Callable[[int, int], None],
+    control_folders: Sequence[Path] = (),
 ) -> Dataset:
     """Pictures of the folder, then connected ones [H, W, C], then those of the class. Raises DatasetError.
 
-    keep_images_in: the folder that connected pictures are written to.
+    keep_images_in: the folder that connected pictures are written to. control_folders: of the pictures in
+    `folder`.
     """
     if captions and not images:
         raise DatasetError(
             "captions: these are for connected images and there are none; clear them or connect images"
         )
     dataset = Dataset(records=(), resolution=resolution)
+    if control_folders and folder is None:
+        raise DatasetError(
+            "control_folder: is for the pictures of the folder and there is none; clear it or give a folder"
+        )
     if folder is not None:
-        found = scan_folder(folder, resolution=resolution, repeats=repeats, on_file=on_file)
+        found = scan_folder(
+            folder,
+            resolution=resolution,
+            repeats=repeats,
+            on_file=on_file,
+            control_folders=control_folders,
+        )
         dataset = _with(dataset, found)
     if images:
         records = image_records(images, captions, repeats, keep_images_in)

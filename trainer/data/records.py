@@ -14,6 +14,17 @@ from .traits import Traits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Control:
+    """A picture that the network is shown beside the caption of another one."""
+
+    path: Path
+    digest: str
+    """sha256 of the file's bytes, hex."""
+    size: tuple[int, int]
+    """(width, height) in pixels, after EXIF rotation; not that of its picture."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRecord:
     """One picture and its caption. Pixels stay on disk until they are needed."""
 
@@ -39,6 +50,10 @@ class ImageRecord:
     traits: Traits | None = None
     animated: bool = False
     """Whether the file has more frames; the first is used."""
+    controls: tuple[Control, ...] = ()
+    """In the order in which the network is given them."""
+    drawn_mask: int | None = None
+    """Number of the mask that is drawn for an inpaint model; see `drawn_masks`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "caption", readable(self.caption))
@@ -124,10 +139,13 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """Changes when a picture, a caption, the order, repeats, roles, framing or the resolution changes."""
+        """Changes when a picture, a control picture, a caption, the order, repeats, roles, framing or the
+        resolution changes."""
         h = hashlib.sha256(f"{self.resolution}".encode())
         for r in self.records:
             parts = (r.digest, r.caption, r.repeats, r.role, r.weight, r.mask_digest, r.framing, r.focus)
             parts += (r.captions,) if r.captions else ()
+            if r.controls or r.drawn_mask is not None:
+                parts += ([c.digest for c in r.controls], r.drawn_mask)
             h.update("\0".join(["", *map(str, parts)]).encode())
         return h.hexdigest()

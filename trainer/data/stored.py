@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from .batches import CachedSample, Showing
 
 if TYPE_CHECKING:
+    from ..ports import Controls
     from .variation import Captions
     from .views import View
 
@@ -33,6 +34,8 @@ class StoredSample:
     """Keys, one for each of the captions; () while the text encoder trains."""
     empty: str = ""
     class_condition: str = ""
+    references: Callable[[], Controls] | None = None
+    """Reads its control pictures, while the text encoder trains."""
     read: Callable[[StoredSample, int, str], CachedSample]
     """(sample, which condition, caption) → what is loaded; raises SampleLost."""
 

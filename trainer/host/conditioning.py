@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP
 
+    from .references import HostControls
+
 _CONTEXT_WIDTH_KEYS = ("context_dim", "context_in_dim", "cap_feat_dim", "joint_attention_dim", "text_dim")
 """Names under which ComfyUI's network configs keep the width of the text embedding."""
 
@@ -34,14 +36,14 @@ _REMEMBERED = 4
 """Captions whose encoding is remembered: all pictures of one come one after the other."""
 
 
-def _own(value: Any) -> Any:
+def own(value: Any) -> Any:
     """Tensors, also within lists and dicts, on the CPU, where they take no device memory, and no inference
     tensors. What is that already is shared: of a caption's many uses one copy is kept."""
 
-    def own(t: Tensor) -> Tensor:
+    def plain(t: Tensor) -> Tensor:
         return t.detach().to("cpu", copy=t.is_inference() or t.requires_grad)
 
-    return tree_map_only(Tensor, own, value)
+    return tree_map_only(Tensor, plain, value)
 
 
 @contextmanager
@@ -75,6 +77,13 @@ def crop_conditions(view: View) -> dict[str, int]:
     }
 
 
+def text_of(clip: Any, caption: str, references: HostControls | None) -> list[Any]:
+    """The caption as the stock node for it encodes it; the empty one is what is not wanted."""
+    if references is None:
+        return clip.encode_from_tokens_scheduled(clip.tokenize(caption))
+    return references.encode_text(clip, caption, negative=not caption)
+
+
 class HostTextEncoder:
     """The engine's `TextEncoder`: one caption for one latent, each caption encoded once."""
 
@@ -102,30 +111,54 @@ class HostTextEncoder:
         return self.tokenize.fitted(caption)
 
     @torch.no_grad()
-    def encode(self, caption: str, latent: Tensor, *, view: View | None = None) -> Condition:
-        """The arguments that ComfyUI's sampler would give the network for this caption and this size.
+    def encode(
+        self,
+        caption: str,
+        latent: Tensor,
+        references: HostControls | None = None,
+        *,
+        view: View | None = None,
+    ) -> Condition:
+        """The arguments that ComfyUI's sampler would give the network for this caption, this size and these
+        control pictures.
 
         view: what of a picture the latent shows, for models that were trained to be told (SDXL).
         """
-        if caption not in self._encoded:
-            self._encoded[caption] = self._encode_text(caption)
-            while len(self._encoded) > _REMEMBERED:
-                self._encoded.popitem(last=False)
-        conds = self.conditions(self._encoded[caption], latent, view)
-        for cond in conds.values():
-            cond.cond = _own(cond.cond)
-        return conds
+        return self._encode(self._text(caption, references), latent, references, view)
 
     @torch.no_grad()
     def traced(
-        self, caption: str, latent: Tensor, *, view: View | None = None
+        self,
+        caption: str,
+        latent: Tensor,
+        references: HostControls | None = None,
+        *,
+        view: View | None = None,
     ) -> tuple[Condition, Traces]:
         """Some models run a part of the network in `extra_conds`, some put the latent into the conditions."""
+        text = self._text(caption, references)
         with _weights_used(self.patcher.model) as used:
-            condition = self.encode(caption, latent, view=view)
-        blank = self.conditions(self._encoded[caption], torch.zeros_like(latent), view)
+            condition = self._encode(text, latent, references, view)
+        blank = self.conditions(text, torch.zeros_like(latent), references, view=view)
         traces = [*["network"] * bool(used), *["latent"] * (not kept_conditions.same(condition, blank))]
         return condition, frozenset(traces)
+
+    def _encode(
+        self, text: Mapping[str, Any], latent: Tensor, references: HostControls | None, view: View | None
+    ) -> Condition:
+        conds = self.conditions(text, latent, references, view=view)
+        for cond in conds.values():
+            cond.cond = own(cond.cond)
+        return conds
+
+    def _text(self, caption: str, references: HostControls | None) -> dict[str, Any]:
+        if references is not None and references.seen is not None:  # no other picture has this one
+            return self._encode_text(caption, references)
+        if caption not in self._encoded:
+            self._encoded[caption] = self._encode_text(caption, None)
+            while len(self._encoded) > _REMEMBERED:
+                self._encoded.popitem(last=False)
+        return self._encoded[caption]
 
     def pack(self, condition: Condition) -> Entry | None:
         return kept_conditions.pack(condition)
@@ -133,7 +166,14 @@ class HostTextEncoder:
     def unpack(self, entry: Entry) -> Condition:
         return kept_conditions.unpack(entry)
 
-    def conditions(self, text: Mapping[str, Any], latent: Tensor, view: View | None = None) -> Condition:
+    def conditions(
+        self,
+        text: Mapping[str, Any],
+        latent: Tensor,
+        references: HostControls | None = None,
+        *,
+        view: View | None = None,
+    ) -> Condition:
         """`text`: cross_attn, pooled_output and what else the text encoder gives."""
         noise = latent.unsqueeze(0)
         params = dict(
@@ -147,6 +187,7 @@ class HostTextEncoder:
             denoise_mask=None,
             seed=None,
             latent_shapes=None,
+            **(references.values if references else {}),
         )
         if self.patcher.model.model_config.unet_config.get("guidance_embed"):
             params["guidance"] = self.guidance
@@ -155,10 +196,14 @@ class HostTextEncoder:
         conds = self.patcher.model.extra_conds(**params)
         return {name: cond.process_cond(batch_size=1, area=None) for name, cond in conds.items()}
 
-    def _encode_text(self, caption: str) -> dict[str, Any]:
-        cond, extra = self.clip.encode_from_tokens_scheduled(self.tokenize(caption), show_pbar=False)[0]
+    def _encode_text(self, caption: str, references: HostControls | None) -> dict[str, Any]:
+        cond, extra = text_of(self, caption, references)[0]
         self._check_width(cond)
-        return {"cross_attn": _own(cond), **_own(extra)}
+        return {"cross_attn": own(cond), **own(extra)}
+
+    def encode_from_tokens_scheduled(self, tokens: Any, **_: Any) -> list[Any]:
+        """As CLIP's, without a progress bar for each caption."""
+        return self.clip.encode_from_tokens_scheduled(tokens, show_pbar=False)
 
     def _check_width(self, cond: Tensor) -> None:
         unet_config = self.patcher.model.model_config.unet_config

@@ -30,8 +30,25 @@ def pack(condition: Condition) -> Entry | None:
         constants = {name: [_class_name(cond), _tree(cond.cond, tensors)] for name, cond in condition.items()}
     except _Unknown:
         return None
-    own = {str(i): t.detach().to("cpu", copy=True).contiguous() for i, t in enumerate(tensors)}
-    return Entry(own, constants)
+    return Entry(_own(tensors), constants)
+
+
+def pack_value(value: Any) -> Entry | None:
+    """Of lists, dicts, tensors and constants; None as in `pack`."""
+    tensors: list[Tensor] = []
+    try:
+        tree = _tree(value, tensors)
+    except _Unknown:
+        return None
+    return Entry(_own(tensors), tree)
+
+
+def unpack_value(entry: Entry) -> Any:
+    return _value(entry, entry.constants)
+
+
+def _own(tensors: list[Tensor]) -> dict[str, Tensor]:
+    return {str(i): t.detach().to("cpu", copy=True).contiguous() for i, t in enumerate(tensors)}
 
 
 def same(one: Condition, other: Condition) -> bool:
@@ -43,11 +60,14 @@ def same(one: Condition, other: Condition) -> bool:
 
 
 def unpack(entry: Entry) -> Condition:
-    def value(node: Any) -> Any:
-        kind, content = node
-        return _KINDS[kind](content, value, entry)
+    return {
+        name: getattr(comfy.conds, cls)(_value(entry, node)) for name, (cls, node) in entry.constants.items()
+    }
 
-    return {name: getattr(comfy.conds, cls)(value(node)) for name, (cls, node) in entry.constants.items()}
+
+def _value(entry: Entry, node: Any) -> Any:
+    kind, content = node
+    return _KINDS[kind](content, lambda inner: _value(entry, inner), entry)
 
 
 def _class_name(cond: Any) -> str:

@@ -17,6 +17,7 @@ from ..adapters.readers import read_start
 from ..adapters.start import StartingLora
 from ..config import MemoryConfig, TrainConfig
 from ..data.cache import SampleCache, cut_to_fit
+from ..data.drawn_masks import with_drawn_masks
 from ..data.records import Dataset
 from ..errors import TrainingError, shortened
 from ..events import Emit, Notice
@@ -45,6 +46,7 @@ from .model import borrowed, model_family
 from .noise import noise_process
 from .planning import plan_run, wanted
 from .progress import check_interrupt
+from .references import suited, way_of
 from .sample import PreviewSampler
 from .text_model import borrowed_clip
 
@@ -101,7 +103,7 @@ def train_on_loaded(
     )
     with torch.inference_mode(False), kept(emit) as store:
         cache = SampleCache(
-            latents=HostLatentEncoder(vae, model, identity=job.identities.latents),
+            latents=HostLatentEncoder(vae, model, clip, identity=job.identities.latents),
             texts=job.texts,
             step=pixel_step(vae, model),
             emit=emit,
@@ -112,6 +114,7 @@ def train_on_loaded(
             model,
             cache.condition,
             vae,
+            clip,
             dataset,
             config,
             prints,
@@ -134,7 +137,7 @@ def train_on_loaded(
                 start=job.start,
                 stop_requested=stop_requested,
                 folder=folder,
-                sampler=PreviewSampler(model, clip, vae, config.preview, dataset.resolution),
+                sampler=PreviewSampler(model, clip, vae, config.preview, dataset),
                 plan=plan,
             )
         finally:
@@ -149,7 +152,7 @@ def plan_on_loaded(
     dataset, config = cut_to_fit(job.dataset, job.config, job.texts, emit)
     with torch.inference_mode(False):
         plan, _ = plan_run(
-            model, job.texts.encode, vae, dataset, config, job.prints, job.lend, emit, start=job.start
+            model, job.texts.encode, vae, clip, dataset, config, job.prints, job.lend, emit, start=job.start
         )
     if plan is None:
         raise TrainingError(
@@ -199,7 +202,9 @@ def _checked(
 ) -> _Job:
     """Raises what `preflight.check` does; says what the user must know of settings and model."""
     config = replace(config, memory=wanted(config.memory))
-    dataset = dataset.hold_out(config.validation.held_out)
+    dataset = suited(dataset, model, clip, emit).hold_out(config.validation.held_out)
+    if way_of(model).masks:
+        dataset = with_drawn_masks(dataset)
     start = _starting_lora(model, config, emit)
     process = noise_process(model.get_model_object("model_sampling"))
     check(config, dataset, model.model.diffusion_model, process, start)
