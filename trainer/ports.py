@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from .config import MemoryConfig
-from .data.store import Entry
-from .data.views import View
 from .memory.streaming import Packed
 from .noise import NoiseProcess
+
+if TYPE_CHECKING:
+    from .data.store import Entry
+    from .data.views import View
 
 Conditioning = Any
 """Whatever the host's denoiser understands as the condition of one sample; opaque to the engine."""

@@ -172,7 +172,8 @@ class Edit:
             check_interrupt=lambda: None,
         )
         with torch.inference_mode(False):
-            return list(cache.build(dataset, config or TrainConfig()).samples)
+            built = cache.build(dataset, config or TrainConfig())
+            return [sample.load() for sample in built.samples]
 
     def sampled(self, positive: list[Any], latent: Tensor) -> Condition:
         """The network's arguments for the conditioning of a graph, by ComfyUI's own sampling code."""

@@ -80,6 +80,11 @@ class _Picture:
     controls: str
     """"" where the model is given none."""
 
+    @property
+    def name(self) -> str:
+        """Of all that its conditions depend on beside the caption."""
+        return self.key + self.controls
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleCache:
@@ -128,9 +133,9 @@ class SampleCache:
                 weight=record.weight,
                 view=picture.view,
                 latent=picture.key,
-                conditions=tuple(keys[picture.key, text] for text in own.encoded),
-                empty=keys[picture.key, ""] if own.empty else "",
-                class_condition=keys[picture.key, own.class_prompt] if own.class_prompt else "",
+                conditions=tuple(keys[picture.name, text] for text in own.encoded),
+                empty=keys[picture.name, ""] if own.empty else "",
+                class_condition=keys[picture.name, own.class_prompt] if own.class_prompt else "",
                 references=partial(self._controls, picture) if train_text else None,
                 read=self._read,
             )
@@ -229,12 +234,12 @@ class SampleCache:
     def _encode_captions(
         self, pictures: Sequence[_Picture], texts: Sequence[_Texts], shapes: Mapping[str, tuple[int, ...]]
     ) -> dict[tuple[str, str], str]:
-        """Keys of the conditions by (key of the latent, text). Each text is encoded for all its pictures in
+        """Keys of the conditions by (name of the picture, text). Each text is encoded for all its pictures in
         one go, so that the encoder need not remember it for longer."""
         by_text: defaultdict[str, dict[str, _Picture]] = defaultdict(dict)
         for picture, own in zip(pictures, texts, strict=True):
             for text in own.all:
-                by_text[text][picture.key] = picture
+                by_text[text][picture.name] = picture
         keys, missing = {}, []
 
         def find(text: str, picture: _Picture) -> str | None:
@@ -245,7 +250,7 @@ class SampleCache:
         for text, group in by_text.items():
             for picture in group.values():
                 if (found := find(text, picture)) is not None:
-                    keys[picture.key, text] = found
+                    keys[picture.name, text] = found
                 else:
                     missing.append((text, picture))
         self.store.hold(keys.values())
@@ -256,7 +261,7 @@ class SampleCache:
                 latent = self._entry(picture.key).tensors["latent"]
                 inputs = self._text_inputs(picture), self._text_key(picture)
                 key = self._encode_text(text, latent, *inputs, picture.key)
-            keys[picture.key, text] = key
+            keys[picture.name, text] = key
         return keys
 
     def _encode_text(
