@@ -33,12 +33,14 @@ class ControlPictures:
 
     images: Sequence[Callable[[], Image.Image]] = ()
     """Each reads one, upright and of any size; they are not kept."""
-    view: View
-    """How the picture that is trained on was cut."""
-    size: tuple[int, int]
-    """(width, height) in pixels of that picture before."""
     target: Tensor
-    """[H, W, 3], 0..1: that picture as it was cut."""
+    """[H, W, 3], 0..1: the picture that is trained on, as it was cut."""
+    target_size: tuple[int, int]
+    """(width, height) in pixels, as it was cut."""
+    size: tuple[int, int]
+    """(width, height) in pixels, before."""
+    cut: Callable[[Image.Image], Tensor]
+    """Cuts another picture of `size` in the same way, [H, W, 3]."""
     mask: Tensor | None = None
     """[H, W], 0..1: what an inpaint model paints anew; None is everything."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +10,8 @@ from typing import Any
 
 import comfy.sampler_helpers
 import comfy.samplers
-import comfy.text_encoders.boogu
-import comfy.text_encoders.joyimage
-import comfy.text_encoders.longcat_image
-import comfy.text_encoders.mage_flow
-import comfy.text_encoders.qwen_image
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -26,15 +21,18 @@ from in_graph_lora.trainer.config import TrainConfig
 from in_graph_lora.trainer.data.batches import CachedSample
 from in_graph_lora.trainer.data.cache import SampleCache
 from in_graph_lora.trainer.data.records import Dataset
+from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.host.conditioning import HostTextEncoder
 from in_graph_lora.trainer.host.encode import HostLatentEncoder
 from in_graph_lora.trainer.host.model import Condition
 
-from ..tiny_models import TINY, build
+from ..tiny_models import CPU, TINY, build
 from ..tiny_rows import Tiny
+from .family_case import Case
 
 SIZE = 128
 """Pixels of a side of what is trained."""
+PROMPT = "make it blue"
 
 
 def _wider(row: str, channels: int, **changes: Any) -> Tiny:
@@ -89,13 +87,20 @@ _ROWS = (
 
 EDITS = {row.name: row for row in _ROWS}
 
-_TOKENIZERS: dict[str, Callable[[], Any]] = {
-    "qwen edit plus": comfy.text_encoders.qwen_image.QwenImageTokenizer,
-    "longcat edit": comfy.text_encoders.longcat_image.LongCatImageTokenizer,
-    "boogu": comfy.text_encoders.boogu.BooguTokenizer,
-    "mage": comfy.text_encoders.mage_flow.MageFlowTokenizer,
-    "joyimage": comfy.text_encoders.joyimage.JoyImageTokenizer,
+_TOKENIZERS = {
+    "qwen edit plus": "qwen_image:QwenImageTokenizer",
+    "longcat edit": "longcat_image:LongCatImageTokenizer",
+    "boogu": "boogu:BooguTokenizer",
+    "mage": "mage_flow:MageFlowTokenizer",
+    "joyimage": "joyimage:JoyImageTokenizer",
 }
+"""Of `comfy.text_encoders`."""
+
+
+def of_comfyui(package: str, name: str) -> Any:
+    """`module:Class`; an older ComfyUI than the pinned one may lack it, and the test is skipped."""
+    module, kind = name.split(":")
+    return getattr(pytest.importorskip(f"{package}.{module}"), kind)
 
 
 class PatchVae:
@@ -127,8 +132,9 @@ class TokenClip:
 
     def __init__(self, tiny: Tiny) -> None:
         self.tiny = tiny
-        made = _TOKENIZERS.get(tiny.name)
-        self.tokenizer = made() if made else SimpleNamespace(tokenize_with_weights=lambda text: text)
+        self.tokenizer = SimpleNamespace(tokenize_with_weights=lambda text: text)
+        if name := _TOKENIZERS.get(tiny.name):
+            self.tokenizer = of_comfyui("comfy.text_encoders", name)()
         self.shown: list[list[tuple[int, ...]]] = []
         """Shapes of the pictures of each encoding."""
 
@@ -154,10 +160,11 @@ class Edit:
     """A tiny model with what belongs to it."""
 
     name: str
+    device: torch.device = CPU
 
     def __post_init__(self) -> None:
         self.tiny = EDITS[self.name]
-        self.patcher = build(self.tiny)
+        self.patcher = build(self.tiny, device=self.device)
         self.vae: Any = PatchVae(self.tiny)
         self.clip: Any = TokenClip(self.tiny)
         self.texts = HostTextEncoder(self.clip, self.patcher)
@@ -215,3 +222,27 @@ def picture(path: Path, size: tuple[int, int], seed: int) -> Path:
 def loaded(path: Path) -> Tensor:
     """[1, H, W, 3], as LoadImage gives it."""
     return torch.from_numpy(np.array(Image.open(path).convert("RGB")).astype(np.float32) / 255.0)[None]
+
+
+class EditCase(Case):
+    """With the condition of a picture that has a control picture, and one without for comparison."""
+
+    def __init__(self, name: str, folder: Path, device: torch.device = CPU) -> None:
+        e = Edit(name, device)
+        self.name, self.device, self.patcher = name, device, e.patcher
+        self.sampling = e.patcher.model.model_sampling
+        [sample] = e.samples(scan_folder(folder, resolution=SIZE))
+        with torch.inference_mode(False):
+            self.x_0 = torch.stack([sample.latent] * 2)
+            for reference in (sample.conditioning[n] for n in {"ref_latents"} & sample.conditioning.keys()):
+                reference.cond = [latent[..., :16, :16] for latent in reference.cond]  # for speed
+            self.conditioning = [sample.conditioning] * 2
+            self.plain = [e.texts.encode("", sample.latent)] * 2
+
+
+def pair(folder: Path) -> Path:
+    """A picture with a control picture, a mask and a caption."""
+    for seed, name in enumerate(("a", "a-control", "a-masklabel")):
+        picture(folder / f"{name}.png", (SIZE, SIZE), seed)
+    (folder / "a.txt").write_text(PROMPT)
+    return folder

@@ -7,12 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from comfy_extras.nodes_boogu import TextEncodeBooguEdit
-from comfy_extras.nodes_edit_model import ReferenceLatent
-from comfy_extras.nodes_ip2p import InstructPixToPixConditioning
-from comfy_extras.nodes_joyimage import TextEncodeJoyImageEdit
-from comfy_extras.nodes_mage import TextEncodeMageFlowEdit
-from comfy_extras.nodes_qwen import TextEncodeQwenImageEdit, TextEncodeQwenImageEditPlus
 
 import nodes as comfy_nodes
 from in_graph_lora.trainer.adapters.lora_file import read_lora
@@ -26,11 +20,23 @@ from in_graph_lora.trainer.host.model import borrowed
 from in_graph_lora.trainer.host.references import suited, way_of
 from in_graph_lora.trainer.memory.checkpointing import checkpointed
 
-from .edit_case import EDITS, SIZE, Edit, loaded, picture, same
+from .edit_case import EDITS, PROMPT, SIZE, Edit, EditCase, loaded, of_comfyui, pair, picture, same
 from .family_case import Case, adapted, relative
 from .loaded import train_engine
 
-PROMPT = "make it blue"
+STOCK = {
+    "InstructPixToPixConditioning": "nodes_ip2p",
+    "ReferenceLatent": "nodes_edit_model",
+    "TextEncodeBooguEdit": "nodes_boogu",
+    "TextEncodeJoyImageEdit": "nodes_joyimage",
+    "TextEncodeMageFlowEdit": "nodes_mage",
+    "TextEncodeQwenImageEdit": "nodes_qwen",
+    "TextEncodeQwenImageEditPlus": "nodes_qwen",
+}
+
+
+def execute(node: str, *args: Any, **kwargs: Any) -> Any:
+    return of_comfyui("comfy_extras", f"{STOCK[node]}:{node}").execute(*args, **kwargs)
 
 
 def stock(e: Edit, controls: list[torch.Tensor], target: torch.Tensor, mask: torch.Tensor) -> list[Any]:
@@ -42,34 +48,30 @@ def stock(e: Edit, controls: list[torch.Tensor], target: torch.Tensor, mask: tor
         return comfy_nodes.InpaintModelConditioning().encode(positive, positive, controls[0], vae, mask)[0]
     if name in ("sd15 pix2pix", "sdxl pix2pix", "flux depth", "hidream e1"):
         positive = text()
-        return InstructPixToPixConditioning.execute(positive, positive, controls[0], vae)[0]
+        return execute("InstructPixToPixConditioning", positive, positive, controls[0], vae)[0]
     if name == "qwen edit plus":
         images = {f"image{i}": c for i, c in enumerate(controls, 1)}
-        return TextEncodeQwenImageEditPlus.execute(clip, PROMPT, vae, **images)[0]
+        return execute("TextEncodeQwenImageEditPlus", clip, PROMPT, vae, **images)[0]
     if name == "longcat edit":
-        return TextEncodeQwenImageEdit.execute(clip, PROMPT, vae, controls[0])[0]
+        return execute("TextEncodeQwenImageEdit", clip, PROMPT, vae, controls[0])[0]
     if name == "boogu":
         images = {f"image_{i}": c for i, c in enumerate(controls, 1)}
-        return TextEncodeBooguEdit.execute(clip, PROMPT, "", vae, images)[0]
+        return execute("TextEncodeBooguEdit", clip, PROMPT, "", vae, images)[0]
     if name == "mage":
         images = {f"image_{i}": c for i, c in enumerate(controls, 1)}
-        return TextEncodeMageFlowEdit.execute(clip, PROMPT, "", vae, images, width=SIZE, height=SIZE)[0]
+        return execute("TextEncodeMageFlowEdit", clip, PROMPT, "", vae, images, width=SIZE, height=SIZE)[0]
     if name == "joyimage":
         images = {f"image{i}": c for i, c in enumerate(controls)}
-        return TextEncodeJoyImageEdit.execute(clip, PROMPT, vae, images)[0]
+        return execute("TextEncodeJoyImageEdit", clip, PROMPT, vae, images)[0]
     positive = text()
     for control in controls:
-        positive = ReferenceLatent.execute(positive, {"samples": vae.encode(control)})[0]
+        positive = execute("ReferenceLatent", positive, {"samples": vae.encode(control)})[0]
     return positive
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    picture(tmp_path / "a.png", (SIZE, SIZE), 0)
-    picture(tmp_path / "a-control.png", (SIZE, SIZE), 1)
-    picture(tmp_path / "a-masklabel.png", (SIZE, SIZE), 3)
-    (tmp_path / "a.txt").write_text(PROMPT)
-    return tmp_path
+    return pair(tmp_path)
 
 
 @pytest.mark.parametrize("name", EDITS)
@@ -159,14 +161,21 @@ def test_a_dropped_caption_is_encoded_as_the_stock_nodes_encode_what_is_not_want
     [sample] = e.samples(scan_folder(folder, resolution=SIZE), config)
     controls = [loaded(folder / "a-control.png")]
     if name == "boogu":
-        negative = TextEncodeBooguEdit.execute(e.clip, PROMPT, "", e.vae, {"image_1": controls[0]})[1]
+        negative = execute("TextEncodeBooguEdit", e.clip, PROMPT, "", e.vae, {"image_1": controls[0]})[1]
         assert e.clip.shown[-1] == []  # its encoder sees nothing then
     elif name == "mage":
-        negative = TextEncodeMageFlowEdit.execute(
-            e.clip, PROMPT, "", e.vae, {"image_1": controls[0]}, width=SIZE, height=SIZE
+        negative = execute(
+            "TextEncodeMageFlowEdit",
+            e.clip,
+            PROMPT,
+            "",
+            e.vae,
+            {"image_1": controls[0]},
+            width=SIZE,
+            height=SIZE,
         )[1]
     else:
-        negative = TextEncodeQwenImageEditPlus.execute(e.clip, "", e.vae, controls[0])[0]
+        negative = execute("TextEncodeQwenImageEditPlus", e.clip, "", e.vae, controls[0])[0]
     assert same(sample.empty, e.sampled(negative, sample.latent)) == []
 
 
@@ -231,18 +240,3 @@ def test_a_run_on_control_pictures_goes_to_the_end(name: str, folder: Path, tmp_
     assert all(t.isfinite().all() for t in ups)
     moved = [float(t.abs().max() > 0) for t in ups]
     assert sum(moved) / len(moved) > 0.8  # a last block has text layers that lead nowhere
-
-
-class EditCase(Case):
-    """With the condition of a picture that has a control picture, and one without for comparison."""
-
-    def __init__(self, name: str, folder: Path) -> None:
-        e = Edit(name)
-        self.name, self.patcher, self.sampling = name, e.patcher, e.patcher.model.model_sampling
-        [sample] = e.samples(scan_folder(folder, resolution=SIZE))
-        with torch.inference_mode(False):
-            self.x_0 = torch.stack([sample.latent] * 2)
-            for reference in (sample.conditioning[n] for n in {"ref_latents"} & sample.conditioning.keys()):
-                reference.cond = [latent[..., :16, :16] for latent in reference.cond]  # for speed
-            self.conditioning = [sample.conditioning] * 2
-            self.plain = [e.texts.encode("", sample.latent)] * 2

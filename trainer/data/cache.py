@@ -386,8 +386,9 @@ def _control_pictures(
         mask = drawn_mask(record.digest, record.drawn_mask, view.size)
     return ControlPictures(
         images=[partial(open_image, control.path) for control in record.controls],
-        view=view,
-        size=record.size,
         target=target,
+        target_size=view.size,
+        size=record.size,
+        cut=view.cut,
         mask=mask,
     )

@@ -21,7 +21,6 @@ from torch import Tensor
 from ..data.buckets import bucket_size
 from ..data.images import fit, open_image
 from ..data.records import Dataset, ImageRecord
-from ..data.views import View
 from ..errors import DatasetError, shortened
 from ..events import Emit, Notice
 from ..pictures.drawing import to_tensor
@@ -85,10 +84,10 @@ def _source(pictures: ControlPictures) -> Tensor:
         return pictures.target[None]
     image = pictures.images[0]()
     if _other_shape(image.size, pictures.size):
-        return fit(image, pictures.view.size)[None]
+        return fit(image, pictures.target_size)[None]
     if image.size != pictures.size:
         image = image.resize(pictures.size, Image.Resampling.LANCZOS)
-    return pictures.view.cut(image)[None]
+    return pictures.cut(image)[None]
 
 
 def _inpainted(vae: VAE, pictures: ControlPictures) -> dict[str, Any]:
@@ -105,7 +104,7 @@ def _beside_the_noise(vae: VAE, pictures: ControlPictures) -> dict[str, Any]:
 
 def _reference_latents(vae: VAE, pictures: ControlPictures) -> dict[str, Any]:
     node = _node("comfy_extras.nodes_edit_model", "ReferenceLatent")
-    width, height = pictures.view.size
+    width, height = pictures.target_size
     conditioning = _blank()
     for image in (read() for read in pictures.images):
         size = bucket_size(*image.size, resolution=round((width * height) ** 0.5), step=_STEP)
@@ -201,8 +200,8 @@ SEEN_BY = (
         node="comfy_extras.nodes_mage:TextEncodeMageFlowEdit",
         arguments=lambda images, pictures: {
             "images": _numbered(1, "image_{}", images),
-            "width": pictures.view.size[0],
-            "height": pictures.view.size[1],
+            "width": pictures.target_size[0],
+            "height": pictures.target_size[1],
         },
         most=16,
         negative=True,
@@ -318,9 +317,10 @@ def to_sample(images: Sequence[Path | Image.Image], size: tuple[int, int]) -> Co
         images=[
             partial(open_image, i) if isinstance(i, Path) else partial(Image.Image.copy, i) for i in images
         ],
-        view=View(size=size, box=(0, 0, *size)),
-        size=size,
         target=torch.zeros(size[1], size[0], 3),
+        target_size=size,
+        size=size,
+        cut=lambda image: fit(image, size),
     )
 
 
