@@ -9,7 +9,7 @@ from PIL import Image
 
 from .buckets import bucket_size
 from .images import cover_box, fit
-from .records import ImageRecord
+from .records import Dataset, ImageRecord
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +24,15 @@ class View:
     def cut(self, image: Image.Image) -> torch.Tensor:
         """The part of an upright picture, [H, W, 3], float32, 0 to 1."""
         return fit(image, self.size)
+
+
+def shown(dataset: Dataset, step: int = 64) -> int:
+    """Samples in an epoch of training: each view of each instance picture, as often as it is repeated."""
+    return sum(
+        r.repeats * len(views(r, resolution=dataset.resolution, step=step))
+        for r in dataset.records
+        if r.role == "instance"
+    )
 
 
 def views(record: ImageRecord, *, resolution: int, step: int = 64) -> list[View]:

@@ -18,6 +18,7 @@ from ..adapters.start import StartingLora
 from ..config import MemoryConfig, TrainConfig
 from ..data.cache import SampleCache, cut_to_fit
 from ..data.records import Dataset
+from ..data.views import shown
 from ..errors import TrainingError, shortened
 from ..events import Emit, Notice
 from ..families import UNLISTED
@@ -205,7 +206,7 @@ def _checked(
     check(config, dataset, model.model.diffusion_model, process, start)
     for remark in remarks(config, dataset):
         emit(Notice(message=remark))
-    steps = config.total_steps(dataset.shown)
+    steps = config.total_steps(shown(dataset, pixel_step(vae, model)))
     if model_family(model) is UNLISTED:
         name = type(model.model).__name__
         emit(
