@@ -144,8 +144,15 @@ class SampleCache:
             samples=samples["instance"],
             class_samples=samples["class"],
             validation_samples=samples["validation"],
-            restore=lambda: self.build(dataset, config, train_text=train_text),
+            restore=lambda: self._restore(dataset, config, train_text),
         )
+
+    def _restore(self, dataset: Dataset, config: TrainConfig, train_text: bool) -> None:
+        """Where one entry was lost or altered, others may be."""
+        for key in self.store.held:
+            self.check_interrupt()
+            self.store.check(key)
+        self.build(dataset, config, train_text=train_text)
 
     @torch.no_grad()
     def condition(self, caption: str, latent: Tensor, references: Controls = None) -> Conditioning:
@@ -210,6 +217,14 @@ class SampleCache:
                 pool.shutdown(wait=False, cancel_futures=True)
         return shapes
 
+    def _latent(self, picture: _Picture) -> Tensor:
+        """From the store, or encoded anew if it went in the meantime."""
+        entry = self.store.get(picture.key)
+        if entry is None:
+            entry = self._encode_picture(picture.record, *_pixels(picture.record, picture.view))
+            self.store.put(picture.key, entry)
+        return entry.tensors["latent"]
+
     def _encode_picture(self, record: ImageRecord, pixels: Tensor, mask: Tensor | None) -> Entry:
         latent = self.latents.encode(pixels)
         if not latent.isfinite().all():
@@ -258,7 +273,7 @@ class SampleCache:
             self._progress("encoding captions", i, len(missing))
             key = find(text, picture)  # another picture may have had the same
             if key is None:
-                latent = self._entry(picture.key).tensors["latent"]
+                latent = self._latent(picture)
                 inputs = self._text_inputs(picture), self._text_key(picture)
                 key = self._encode_text(text, latent, *inputs, picture.key)
             keys[picture.name, text] = key
