@@ -11,6 +11,9 @@ from . import routes
 from .apply_lora import ApplyLoRA
 from .caption_images import CaptionImages
 from .compare_baseline import CompareBaseline
+from .dataset_report import DatasetReport
+from .image_framing import ImageFraming
+from .join_datasets import JoinDatasets
 from .load_dataset import LoadDataset
 from .load_run import LoadRun
 from .lora_adapter import LoRAAdapter
@@ -36,6 +39,9 @@ NODES: list[type[io.ComfyNode]] = [
     PriorPreservation,
     LoadRun,
     PlanTraining,
+    ImageFraming,
+    JoinDatasets,
+    DatasetReport,
 ]
 
 

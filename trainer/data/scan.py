@@ -22,6 +22,7 @@ from .formats import SUFFIXES as IMAGE_SUFFIXES
 from .framing import Framing
 from .images import Examined, examine
 from .layouts import sources
+from .layouts.archive import archive_fingerprint, check_archive, is_archive
 from .layouts.source import Source
 from .metadata import METADATA_NAMES, SIDECAR_SUFFIXES, Described, read_metadata, read_text
 from .parts import Part, confine, parts_of, problem_of
@@ -122,8 +123,11 @@ def _records(
 
 
 def check_folder(folder: str | os.PathLike[str], *, subfolders: bool = False) -> None:
-    """Raises DatasetError if the folder cannot be read or no file in it is named like a picture."""
+    """Raises DatasetError if the folder or archive cannot be read or holds no file named like a picture."""
     root = Path(folder)
+    if is_archive(root):
+        check_archive(root)
+        return
     problems: list[Problem] = []
     found = sources(root, problems, subfolders=subfolders)
     if not any(part.pictures for source in found for part in parts_of(source, problems)):
@@ -136,6 +140,8 @@ def folder_fingerprint(folder: str | os.PathLike[str], *, subfolders: bool = Fal
     Raises DatasetError if the folder cannot be read.
     """
     root = Path(folder)
+    if is_archive(root):
+        return archive_fingerprint(root)
     h = hashlib.sha256(os.fsencode(root.absolute()))
     for source in sources(root, [], subfolders=subfolders):
         h.update(b"\0" + os.fsencode(source.folder.absolute()) + str(source).encode("utf-8", "replace"))

@@ -33,11 +33,11 @@ class CaptionTokenizer:
         self._literal = syntax == "text"
         self._clip: CLIP = _without_embeddings(clip) if self._literal else clip
 
-    def __call__(self, caption: str) -> Any:
+    def __call__(self, caption: str, **options: Any) -> Any:
         """The tokens, as `encode_from_tokens` takes them: for most encoders {part: chunks}."""
         if self._literal and _BRACKET.search(caption) and self._reads_escapes:
             caption = _BRACKET.sub(r"\\\g<0>", caption)
-        return self._clip.tokenize(caption)
+        return self._clip.tokenize(caption, **options)
 
     def fitted(self, caption: str) -> str:
         """The beginning of a caption that can be used: all of it, but for texts that are no captions."""

@@ -54,7 +54,8 @@ def title(dataset: Dataset, shown: int | None = None) -> str:
     more = f" · first {shown} shown" if shown is not None and shown < len(dataset) else ""
     masks = sum(r.mask is not None for r in dataset.records)
     masked = f" · {masks} masked" if masks else ""
-    return f"{images}{masked} · {len(dataset.problems)} skipped · {kinds}{more}"
+    skipped = sum(p.skipped for p in dataset.problems)
+    return f"{images}{masked} · {skipped} skipped · {kinds}{more}"
 
 
 def thumbnail(record: ImageRecord, view: View, side: int) -> Image.Image:
