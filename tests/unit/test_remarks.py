@@ -172,7 +172,7 @@ def test_the_report_counts_roles_buckets_captions_and_problems(dataset):
     assert "| class | 1 | 2 | 0 | 0 |" in text
     assert "| 192x320 | 8 | 4 | 20% |" in text
     assert "a dog (8)" in text
-    assert "at most 35 words (3.png)" in text
+    assert "9 words on average, at most 35 (3.png)" in text
     assert "skipped: broken.png: the file is empty (0 bytes); copy it again" in text
     assert "<b>" not in text.replace("\\<b\\>", "")
     assert [(size, len(members)) for size, members in buckets(dataset)] == [((192, 320), 8), ((320, 192), 8)]

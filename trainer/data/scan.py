@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +30,9 @@ from .layouts.source import Source
 from .metadata import METADATA_NAMES, SIDECAR_SUFFIXES, Described, read_metadata, read_text
 from .parts import Part, confine, parts_of, problem_of
 from .records import Dataset, ImageRecord, Problem, Role
+
+MAX_THREADS = 4
+"""That decode at once: each may need 128 million pixels of memory."""
 
 
 def scan_folder(
@@ -87,13 +93,14 @@ def _records(
     root = source.folder
     listed = _metadata(parts, root, problems)
     records: list[ImageRecord] = []
-    for part in parts:
-        for path in part.pictures:
+    pictures = [(part, path) for part in parts for path in part.pictures]
+    # Closed also when `count` raises: a traceback would keep the threads at work.
+    with closing(_examined([path for _, path in pictures], root)) as looks:
+        for (part, path), seen in zip(pictures, looks, strict=True):
             count()
             row = listed.pop(path, Described())
             try:
-                confine(path, root)
-                found = examine(path)
+                found = seen()
             except DatasetError as e:
                 problems.append(problem_of(path, e))
                 continue
@@ -120,6 +127,26 @@ def _records(
         reason = f"metadata names pictures that are not there: {names}"
         problems.append(Problem(path=root, reason=reason, skipped=False))
     return records
+
+
+def _examined(paths: Sequence[Path], root: Path) -> Generator[Callable[[], Examined]]:
+    """For each picture what gives what was found of it, or raises: a few threads decode a little ahead."""
+
+    def look(path: Path) -> Examined:
+        confine(path, root)
+        return examine(path)
+
+    pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), "in-graph-lora-scan")
+    waiting = deque[Future[Examined]]()
+    try:
+        for path in paths:
+            waiting.append(pool.submit(look, path))
+            if len(waiting) > 2 * MAX_THREADS:
+                yield waiting.popleft().result
+        for found in waiting:
+            yield found.result
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def check_folder(folder: str | os.PathLike[str], *, subfolders: bool = False) -> None:
