@@ -12,7 +12,10 @@ from .apply_lora import ApplyLoRA
 from .caption_images import CaptionImages
 from .check_trigger import CheckTrigger
 from .compare_baseline import CompareBaseline
+from .dataset_report import DatasetReport
 from .edit_captions import EditCaptions
+from .image_framing import ImageFraming
+from .join_datasets import JoinDatasets
 from .load_dataset import LoadDataset
 from .load_run import LoadRun
 from .lora_adapter import LoRAAdapter
@@ -40,6 +43,9 @@ NODES: list[type[io.ComfyNode]] = [
     PlanTraining,
     EditCaptions,
     CheckTrigger,
+    ImageFraming,
+    JoinDatasets,
+    DatasetReport,
 ]
 
 

@@ -10,17 +10,20 @@ from comfy_api.latest import io, ui
 
 from ..trainer.data.joining import caption_lines, joined
 from ..trainer.data.kept import KeptFiles
+from ..trainer.data.remarks import remarks
 from ..trainer.data.scan import check_folder, folder_fingerprint
 from ..trainer.errors import DatasetError
-from ..trainer.host.paths import graph_images_directory, input_directory
+from ..trainer.host.paths import graph_images_directory, input_directory, unpacked_directory
 from ..trainer.host.progress import NodeProgress
 from ..trainer.pictures.contact_sheet import contact_sheet, title
 from ..trainer.text import garbled
 from .sockets import CATEGORY, TrainDataset
+from .sockets import Framing as FramingSocket
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..trainer.data.framing import Framing
     from ..trainer.data.records import Dataset
 
 MAX_PROBLEMS_SHOWN = 20
@@ -44,9 +47,9 @@ class LoadDataset(io.ComfyNode):
                 io.String.Input(
                     "folder",
                     default="",
-                    tooltip="Folder with JPEG, PNG or WebP pictures and .txt captions of the same name: an"
-                    " absolute path, or one relative to ComfyUI's input folder. A subfolder named like 10_cat"
-                    " is shown ten times an epoch.",
+                    tooltip="Folder with pictures and .txt captions of the same name, a zip of one, or the"
+                    " dataset file of kohya or SimpleTuner: an absolute path, or one relative to ComfyUI's"
+                    " input folder. A subfolder named like 10_cat is shown ten times an epoch.",
                 ),
                 io.Int.Input(
                     "resolution",
@@ -89,6 +92,24 @@ class LoadDataset(io.ComfyNode):
                     tooltip="Folder with control pictures for edit models, named like the pictures in folder."
                     " One folder a line for several.",
                 ),
+                FramingSocket.Input(
+                    "framing", optional=True, tooltip="From Image Framing: crops, mirrors, resolutions."
+                ),
+                io.Boolean.Input(
+                    "subfolders",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Read all subfolders, whatever their names.",
+                ),
+                io.String.Input(
+                    "mask_folder",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Folder with masks named like the pictures. A subfolder named masks is found by"
+                    " itself.",
+                ),
             ],
             outputs=[
                 TrainDataset.Output(display_name="dataset", tooltip="For Caption Images or Train LoRA."),
@@ -101,12 +122,17 @@ class LoadDataset(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: Sequence[str | None], images: Sequence[Any] = ()) -> bool | str:
+    def validate_inputs(
+        cls,
+        folder: Sequence[str | None],
+        images: Sequence[Any] = (),
+        subfolders: Sequence[bool | None] = (False,),
+    ) -> bool | str:
         # `images` is (None,) when something is connected, and the folder is None when it is a link.
         if images or folder[0] is None:
             return True
         try:
-            check_folder(resolve_folder(folder[0]))
+            check_folder(resolve_folder(folder[0]), subfolders=subfolders[0] is not False)
         except DatasetError as error:
             return str(error)
         return True
@@ -118,13 +144,19 @@ class LoadDataset(io.ComfyNode):
         class_folder: Sequence[str | None] = ("",),
         images: Sequence[Any] = (),
         control_folder: Sequence[str | None] = ("",),
+        subfolders: Sequence[bool | None] = (False,),
+        mask_folder: Sequence[str | None] = ("",),
         **_: object,
     ) -> str | float:
-        if folder[0] is None or class_folder[0] is None or control_folder[0] is None:
+        paths = [folder[0], class_folder[0], mask_folder[0], control_folder[0]]
+        if None in paths:
             return float("nan")
+        nested = subfolders[0] is not False
         try:
-            used = [f for f in (folder[0], class_folder[0], *lines(control_folder[0])) if f.strip()]
-            prints = [folder_fingerprint(resolve_folder(f)) for f in used]
+            used = [*paths[:3], *lines(control_folder[0] or "")]
+            prints = [
+                folder_fingerprint(resolve_folder(f), subfolders=nested) for f in used if f and f.strip()
+            ]
         except DatasetError:
             return float("nan")
         # Only that something is connected is known here, not which pictures.
@@ -140,9 +172,13 @@ class LoadDataset(io.ComfyNode):
         captions: list[str] | None = None,
         class_folder: list[str] | None = None,
         control_folder: list[str] | None = None,
+        framing: list[Framing] | None = None,
+        subfolders: list[bool] | None = None,
+        mask_folder: list[str] | None = None,
     ) -> io.NodeOutput:
         progress = NodeProgress(cls.hidden.unique_id)
         path, class_path = _single("folder", folder), _single("class_folder", class_folder or [""])
+        masks = _single("mask_folder", mask_folder or [""])
         connected = [image for batch in images or () if batch is not None for image in batch]
         kept = graph_images_directory()
         dataset = joined(
@@ -157,6 +193,10 @@ class LoadDataset(io.ComfyNode):
             control_folders=[
                 resolve_folder(f) for f in lines(_single("control_folder", control_folder or [""]))
             ],
+            framing=_single("framing", framing or [None]),
+            subfolders=_single("subfolders", subfolders or [False]),
+            mask_folder=resolve_folder(masks) if masks.strip() else None,
+            unpack_into=unpacked_directory(),
         )
         _graph_images.add(r.path for r in dataset.records if r.path.parent == kept)
         sheet = contact_sheet(dataset)
@@ -189,10 +229,12 @@ def resolve_folder(folder: str) -> Path:
 
 
 def summary(dataset: Dataset) -> str:
-    """The counts, then a line for each problem and for what is odd about the captions."""
-    lines = [title(dataset), *(f"skipped: {p}" for p in dataset.problems[:MAX_PROBLEMS_SHOWN])]
+    """The counts, then a line for each problem and for what is odd about pictures and captions."""
+    told = [f"{'skipped' if p.skipped else 'note'}: {p}" for p in dataset.problems[:MAX_PROBLEMS_SHOWN]]
+    lines = [title(dataset), *told]
     if (more := len(dataset.problems) - MAX_PROBLEMS_SHOWN) > 0:
         lines.append(f"and {more} more")
+    lines += remarks(dataset)
     if blank := sum(not r.caption for r in dataset.records):
         lines.append(f"{blank} without a caption; add Caption Images or .txt files")
     if odd := garbled(dataset.texts):

@@ -115,12 +115,14 @@ const SHOW = {
     state.panel.show(state.run, results(finished));
   },
   LoadDataset: showText,
+  JoinDatasets: showText,
   CaptionImages: showText,
   EditCaptions: showText,
   CheckTrigger: showMarkdown,
   ApplyLoRA: showText,
   LoadRun: showText,
   PlanTraining: showMarkdown,
+  DatasetReport: showMarkdown,
   CompareBaseline(node, output) {
     const report = node.outputs?.find((slot) => slot.name === "report");
     if (!report?.links?.length) showText(node, output); // else the connected node shows it

@@ -139,6 +139,8 @@ def test_a_folder_runs_through_both_nodes(comfy, folder):
     assert shown["1"]["text"][0].splitlines() == [
         "3 images · 1 skipped · 3 buckets",
         "skipped: broken.jpg: the file is empty (0 bytes); copy it again",
+        "3 pictures are too small for the resolution and enlarged: img0.png (1.5 times), img1.png (1.5"
+        " times), img2.png (1.7 times); Image Framing can train them at their own size, or refuse them",
         "2 without a caption; add Caption Images or .txt files",
     ]
     [preview] = shown["1"]["images"]
@@ -360,7 +362,17 @@ def test_caption_lines_keeps_lists_and_splits_one_text():
     [
         (
             LoadDataset,
-            ["folder", "resolution", "repeats", "images", "captions", "class_folder"],
+            [
+                "folder",
+                "resolution",
+                "repeats",
+                "images",
+                "captions",
+                "class_folder",
+                "framing",
+                "subfolders",
+                "mask_folder",
+            ],
             ["dataset", "preview", "count"],
         ),
         (

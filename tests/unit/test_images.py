@@ -4,7 +4,9 @@ import errno
 import os
 import random
 import sys
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -416,3 +418,34 @@ def test_tensors_that_are_no_pictures_are_refused(tmp_path):
         save_tensor(torch.zeros(4, 4, 2), tmp_path)
     with pytest.raises(DatasetError, match="NaN"):
         save_tensor(torch.full((4, 4, 3), float("nan")), tmp_path)
+
+
+def test_of_large_pictures_one_is_decoded_at_a_time(tmp_path, monkeypatch):
+    photo().save(tmp_path / "a.png")
+    inside, most = [0], [0]
+    load = ImageFile.ImageFile.load
+
+    def slow(image):
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.02)
+        inside[0] -= 1
+        return load(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", slow)
+    for limit, allowed in ((10**9, {2, 3, 4}), (100, {1})):
+        monkeypatch.setattr(images, "LARGE_PIXELS", limit)
+        most[0] = 0
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(open_image, [tmp_path / "a.png"] * 8))
+        assert most[0] in allowed
+
+
+def test_pillows_settings_are_as_before_when_several_threads_have_decoded(tmp_path, monkeypatch):
+    photo().save(tmp_path / "a.png")
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    filters = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(open_image, [tmp_path / "a.png"] * 40))
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+    assert warnings.filters == filters

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -23,6 +23,8 @@ from .traits import Traits, traits_of
 
 MAX_BYTES = 256 * 1024**2
 MAX_PIXELS = 128_000_000
+LARGE_PIXELS = 32_000_000
+"""Of pictures with more, one is decoded at a time: each takes some ten bytes a pixel while it is."""
 WHITE = (255, 255, 255)
 
 _ORIENTATION = 0x0112
@@ -37,6 +39,7 @@ _UPRIGHT = {
 }
 
 _CACHE_ENTRIES = 100_000
+_large = threading.Lock()
 _examined: dict[tuple[str, int, int], Examined] = {}
 
 
@@ -87,7 +90,7 @@ def examine(path: Path) -> Examined:
         found = Examined(
             size=image.size,
             digest=hashlib.sha256(data).hexdigest(),
-            traits=traits_of(on_colour(image, WHITE)),
+            traits=traits_of(image),
             transparent=image.mode == "RGBA",
             animated=animated,
         )
@@ -201,25 +204,48 @@ def _read(path: Path) -> bytes:
     return data
 
 
-@contextmanager
-def _strict_pillow() -> Iterator[None]:
-    """Decode by our own limits: other packs switch Pillow's process-wide tolerance for truncated files on."""
-    tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+class _StrictPillow:
+    """Decode by our own limits: other packs switch Pillow's process-wide tolerance for truncated files on.
+
+    Several threads may decode at once; the last to leave puts back what the first one found.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._found = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._found.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+                tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
+                self._found.callback(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._found.close()
+
+
+_strict_pillow = _StrictPillow()
 
 
 def _decode(path: Path, data: bytes) -> tuple[Image.Image, bool]:
     """(the upright picture in mode RGB or RGBA, whether it has more frames)."""
     try:
         # Not Image.open(formats=None): that would let in all that Pillow knows, PostScript among it.
-        with _strict_pillow(), Image.open(BytesIO(data), formats=formats.known()) as image:
+        with (
+            ExitStack() as stack,
+            _strict_pillow,
+            Image.open(BytesIO(data), formats=formats.known()) as image,
+        ):
             _check_header(path, image)
+            stack.enter_context(_large if image.width * image.height > LARGE_PIXELS else nullcontext())
             # MPO is what many phones and cameras write as .jpg: the photo, then a thumbnail or gain map as
             # "frames". Asked before decoding: afterwards Pillow would have to begin again.
             animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,10 +27,14 @@ from .formats import SUFFIXES as IMAGE_SUFFIXES
 from .framing import Framing
 from .images import Examined, examine
 from .layouts import sources
+from .layouts.archive import archive_fingerprint, check_archive, is_archive
 from .layouts.source import Source
 from .metadata import METADATA_NAMES, SIDECAR_SUFFIXES, Described, read_metadata, read_text
 from .parts import Part, confine, parts_of, problem_of
 from .records import Dataset, ImageRecord, Problem, Role
+
+MAX_THREADS = 4
+"""That decode at once: each may need 128 million pixels of memory."""
 
 
 def scan_folder(
@@ -92,15 +98,16 @@ def _records(
     listed = _metadata(parts, root, problems)
     finder = ControlFinder(root, control_folders, listed, suffixes=IMAGE_SUFFIXES, confine=confine)
     records: list[ImageRecord] = []
-    for part in parts:
-        for path in part.pictures:
+    pictures = [(part, path) for part in parts for path in part.pictures]
+    # Closed also when `count` raises: a traceback would keep the threads at work.
+    with closing(_examined([path for _, path in pictures], root)) as looks:
+        for (part, path), seen in zip(pictures, looks, strict=True):
             count()
             if path in finder.named:
                 continue
             row = listed.pop(path, Described())
             try:
-                confine(path, root)
-                found = examine(path)
+                found = seen()
             except DatasetError as e:
                 problems.append(problem_of(path, e))
                 continue
@@ -132,9 +139,32 @@ def _records(
     return records
 
 
+def _examined(paths: Sequence[Path], root: Path) -> Generator[Callable[[], Examined]]:
+    """For each picture what gives what was found of it, or raises: a few threads decode a little ahead."""
+
+    def look(path: Path) -> Examined:
+        confine(path, root)
+        return examine(path)
+
+    pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), "in-graph-lora-scan")
+    waiting = deque[Future[Examined]]()
+    try:
+        for path in paths:
+            waiting.append(pool.submit(look, path))
+            if len(waiting) > 2 * MAX_THREADS:
+                yield waiting.popleft().result
+        for found in waiting:
+            yield found.result
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def check_folder(folder: str | os.PathLike[str], *, subfolders: bool = False) -> None:
-    """Raises DatasetError if the folder cannot be read or no file in it is named like a picture."""
+    """Raises DatasetError if the folder or archive cannot be read or holds no file named like a picture."""
     root = Path(folder)
+    if is_archive(root):
+        check_archive(root)
+        return
     problems: list[Problem] = []
     found = sources(root, problems, subfolders=subfolders)
     if not any(part.pictures for source in found for part in parts_of(source, problems)):
@@ -147,6 +177,8 @@ def folder_fingerprint(folder: str | os.PathLike[str], *, subfolders: bool = Fal
     Raises DatasetError if the folder cannot be read.
     """
     root = Path(folder)
+    if is_archive(root):
+        return archive_fingerprint(root)
     h = hashlib.sha256(os.fsencode(root.absolute()))
     for source in sources(root, [], subfolders=subfolders):
         h.update(b"\0" + os.fsencode(source.folder.absolute()) + str(source).encode("utf-8", "replace"))

@@ -41,6 +41,11 @@ def captions_directory() -> Path:
     return output_directory() / "in-graph-lora" / "captions"
 
 
+def unpacked_directory() -> Path:
+    """Archives of pictures, unpacked."""
+    return output_directory() / "in-graph-lora" / "unpacked"
+
+
 def output_image(path: Path) -> dict[str, str]:
     """A picture below the output folder, as the page asks for it."""
     folder = path.parent.relative_to(output_directory()).as_posix()

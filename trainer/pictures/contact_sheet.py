@@ -60,7 +60,8 @@ def title(dataset: Dataset, shown: int | None = None) -> str:
     masked = f" · {masks} masked" if masks else ""
     controls = sum(bool(r.controls) for r in dataset.records)
     masked += f" · {controls} with control pictures" if controls else ""
-    return f"{images}{masked} · {len(dataset.problems)} skipped · {kinds}{more}"
+    skipped = sum(p.skipped for p in dataset.problems)
+    return f"{images}{masked} · {skipped} skipped · {kinds}{more}"
 
 
 def _cell(record: ImageRecord, view: View) -> Image.Image:

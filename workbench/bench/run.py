@@ -58,9 +58,8 @@ OTHERS = {"--adapters": ".adapters", "--cards": ".cards"}
 
 
 def main() -> int:
-    for option, module in OTHERS.items():
-        if option in sys.argv:
-            return importlib.import_module(module, __package__).run()
+    if (other := next((option for option in OTHERS if option in sys.argv), None)) is not None:
+        return importlib.import_module(OTHERS[other], __package__).run()
     parser = argparse.ArgumentParser(prog="dev.py bench", description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", help="tiny, sd15, sdxl, flux; default: what the device can do")
     parser.add_argument("--resolutions", nargs="+", type=int, help="pixels; default: 256, on a GPU 512 1024")

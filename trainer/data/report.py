@@ -1,0 +1,104 @@
+"""A dataset in words and figures, as Markdown."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..errors import shortened
+from ..text import garbled
+from .caption_statistics import caption_statistics, words
+from .records import Dataset, ImageRecord
+from .remarks import remarks
+from .views import View, views
+
+MAX_PROBLEMS = 50
+MAX_TAGS = 20
+_ROLES = ("instance", "class", "validation")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """How a text encoder counts captions."""
+
+    tokens: Callable[[str], int]
+    limit: int
+    """What it reads at once; longer captions are read in several parts. 0 is no limit."""
+
+
+def buckets(dataset: Dataset) -> list[tuple[tuple[int, int], list[tuple[ImageRecord, View]]]]:
+    """Size of the bucket and what is trained at it, the fullest first."""
+    found: defaultdict[tuple[int, int], list[tuple[ImageRecord, View]]] = defaultdict(list)
+    for record in dataset.records:
+        for view in views(record, resolution=dataset.resolution):
+            found[view.size].append((record, view))
+    return sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+
+
+def report(dataset: Dataset, tokens: TokenCount | None = None) -> str:
+    """tokens: of the text encoder that will read the captions; without it words are counted."""
+    parts = [_counts(dataset), _buckets(dataset), _captions(dataset, tokens), _told(dataset)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _counts(dataset: Dataset) -> str:
+    rows = ["| role | pictures | shown in an epoch | masked | weighted |", "|---|---:|---:|---:|---:|"]
+    for role in _ROLES:
+        own = [r for r in dataset.records if r.role == role]
+        if own:
+            shown = sum(r.repeats * r.views_at(dataset.resolution) for r in own)
+            masked, weighted = sum(r.mask is not None for r in own), sum(r.weight != 1 for r in own)
+            rows.append(f"| {role} | {len(own)} | {shown} | {masked} | {weighted} |")
+    return "\n".join(["## Pictures", "", *rows])
+
+
+def _buckets(dataset: Dataset) -> str:
+    rows = ["| size | views | of pictures | cut, on average |", "|---|---:|---:|---:|"]
+    for (width, height), members in buckets(dataset):
+        cut = [_share_cut(record, view) for record, view in members]
+        pictures = len({id(record) for record, _ in members})
+        rows.append(f"| {width}x{height} | {len(members)} | {pictures} | {sum(cut) / len(cut):.0%} |")
+    return "\n".join(["## Buckets", "", *rows])
+
+
+def _share_cut(record: ImageRecord, view: View) -> float:
+    left, top, right, bottom = view.box
+    return max(0.0, 1 - (right - left) * (bottom - top) / (record.size[0] * record.size[1]))
+
+
+def _captions(dataset: Dataset, tokens: TokenCount | None) -> str:
+    found = caption_statistics(dataset, tokens.tokens if tokens else words)
+    unit = "tokens" if tokens else "words"
+    lines = ["## Captions", "", f"- without a caption: {found.without}"]
+    if found.lengths:
+        name, longest = found.longest
+        lines.append(f"- length: {found.mean_length:.0f} {unit} on average, at most {longest} ({name})")
+    if tokens and tokens.limit:
+        over = found.over(tokens.limit)
+        named = f": {shortened(over, 10)}" if over else ""
+        lines.append(f"- longer than the {tokens.limit} tokens that are read at once: {len(over)}{named}")
+    if same := [n for n in Counter(r.caption for r in dataset.records if r.caption).values() if n > 1]:
+        lines.append(f"- pictures that share a caption with another: {sum(same)}")
+    if found.tags:
+        often = ", ".join(f"{_inline(tag)} ({n})" for tag, n in found.tags[:MAX_TAGS])
+        lines.append(f"- most frequent parts between commas: {often}")
+    return "\n".join(lines)
+
+
+def _told(dataset: Dataset) -> str:
+    told = [f"{'skipped' if p.skipped else 'note'}: {p}" for p in dataset.problems[:MAX_PROBLEMS]]
+    if (more := len(dataset.problems) - MAX_PROBLEMS) > 0:
+        told.append(f"and {more} more")
+    told += remarks(dataset)
+    if odd := garbled(dataset.texts):
+        told.append(odd)
+    return "\n".join(["## To look at", "", *(f"- {_inline(t)}" for t in told or ["nothing"])])
+
+
+def _inline(text: str) -> str:
+    """On one line, and not read as Markdown or HTML: names and captions come from elsewhere."""
+    flat = " ".join(text.split())[:300]
+    for sign in "\\`*_<>[]|":
+        flat = flat.replace(sign, "\\" + sign)
+    return flat
