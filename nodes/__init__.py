@@ -21,6 +21,7 @@ from .train_memory import TrainMemory
 from .train_objective import TrainObjective
 from .train_optimizer import TrainOptimizer
 from .train_preview import TrainPreview
+from .video_clips import VideoClips
 
 NODES: list[type[io.ComfyNode]] = [
     LoadDataset,
@@ -36,6 +37,7 @@ NODES: list[type[io.ComfyNode]] = [
     PriorPreservation,
     LoadRun,
     PlanTraining,
+    VideoClips,
 ]
 
 

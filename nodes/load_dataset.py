@@ -10,13 +10,14 @@ from comfy_api.latest import io, ui
 
 from ..trainer.data.joining import caption_lines, joined
 from ..trainer.data.kept import KeptFiles
+from ..trainer.data.records import CLIPS, ClipOptions
 from ..trainer.data.scan import check_folder, folder_fingerprint
 from ..trainer.errors import DatasetError
 from ..trainer.host.paths import graph_images_directory, input_directory
 from ..trainer.host.progress import NodeProgress
 from ..trainer.pictures.contact_sheet import contact_sheet, title
 from ..trainer.text import garbled
-from .sockets import CATEGORY, TrainDataset
+from .sockets import CATEGORY, Clips, TrainDataset
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,9 +45,9 @@ class LoadDataset(io.ComfyNode):
                 io.String.Input(
                     "folder",
                     default="",
-                    tooltip="Folder with JPEG, PNG or WebP pictures and .txt captions of the same name: an"
-                    " absolute path, or one relative to ComfyUI's input folder. A subfolder named like 10_cat"
-                    " is shown ten times an epoch.",
+                    tooltip="Folder with JPEG, PNG or WebP pictures, or clips for video models, and .txt"
+                    " captions of the same name: an absolute path, or one relative to ComfyUI's input folder."
+                    " A subfolder named like 10_cat is shown ten times an epoch.",
                 ),
                 io.Int.Input(
                     "resolution",
@@ -79,6 +80,11 @@ class LoadDataset(io.ComfyNode):
                     advanced=True,
                     tooltip="Folder with pictures of the class in general, such as any dog but yours, for"
                     " prior preservation.",
+                ),
+                Clips.Input(
+                    "clips",
+                    optional=True,
+                    tooltip="From Video Clips: which frames of the folder's clips are trained.",
                 ),
             ],
             outputs=[
@@ -129,6 +135,7 @@ class LoadDataset(io.ComfyNode):
         images: list[Tensor] | None = None,
         captions: list[str] | None = None,
         class_folder: list[str] | None = None,
+        clips: list[ClipOptions] | None = None,
     ) -> io.NodeOutput:
         progress = NodeProgress(cls.hidden.unique_id)
         path, class_path = _single("folder", folder), _single("class_folder", class_folder or [""])
@@ -143,6 +150,7 @@ class LoadDataset(io.ComfyNode):
             captions=caption_lines(captions or []),
             keep_images_in=kept,
             on_file=progress.update,
+            clips=_single("clips", clips or [CLIPS]),
         )
         _graph_images.add(r.path for r in dataset.records if r.path.parent == kept)
         sheet = contact_sheet(dataset)

@@ -47,7 +47,8 @@ class Denoiser(Protocol):
 
 class LatentEncoder(Protocol):
     def encode(self, pixels: Tensor) -> Tensor:
-        """pixels [H, W, 3] in 0..1 to the latent [C, ...] as the model sees it, fp32, on the CPU."""
+        """pixels [H, W, 3], or [T, H, W, 3] of a clip, in 0..1 to the latent [C, ...] as the model sees it,
+        fp32, on the CPU."""
         ...
 
 

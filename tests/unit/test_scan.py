@@ -152,7 +152,7 @@ def test_unusable_pictures_are_skipped_and_named(tmp_path):
     assert found["empty.png"] == "the file is empty (0 bytes); copy it again"
     assert "damaged or truncated" in found["cut.jpg"]
     assert "is animated (2 frames)" in found["moving.webp"]
-    assert found["old.gif"] == ".gif is not supported; convert it to JPEG, PNG or WebP"
+    assert found["old.gif"].startswith("is an animation; switch gifs on in Video Clips")
     assert found["photo.HEIC"].startswith(".heic is not supported")
     assert len(found) == 5
 

@@ -15,6 +15,7 @@ from ..events import Emit, Notice, Phase
 from ..ports import LatentEncoder, TextEncoder
 from .batches import CachedSample
 from .images import open_image
+from .pixels import pixels
 from .records import Dataset, ImageRecord
 from .views import View, views
 
@@ -85,7 +86,7 @@ class SampleCache:
         self.emit(Phase(name=name, done=done, total=total))
 
     def _encode_picture(self, record: ImageRecord, view: View) -> tuple[Tensor, Tensor | None]:
-        latent = self.latents.encode(view.cut(open_image(record.path)))
+        latent = self.latents.encode(pixels(record, view))
         if not latent.isfinite().all():
             raise DatasetError(
                 f"{record.name}: the VAE gives NaN or infinite latents; run the VAE in fp32"
@@ -93,8 +94,8 @@ class SampleCache:
             )
         if record.mask is None:
             return latent, None
-        pixels = view.cut(open_image(record.mask)).mean(-1)
-        mask = adaptive_avg_pool2d(pixels[None], (latent.shape[-2], latent.shape[-1]))  # [1, h, w]
+        white = view.cut(open_image(record.mask)).mean(-1)
+        mask = adaptive_avg_pool2d(white[None], (latent.shape[-2], latent.shape[-1]))  # [1, h, w]
         return latent, mask.reshape(1, *[1] * (latent.ndim - 3), *mask.shape[-2:])
 
     def _with_text(

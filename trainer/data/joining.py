@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import DatasetError
 from ..files import clear_unfinished
 from .images import inspect_image, save_tensor
-from .records import Dataset, ImageRecord
+from .records import CLIPS, ClipOptions, Dataset, ImageRecord
 from .scan import scan_folder
 
 
@@ -25,6 +25,7 @@ def joined(
     captions: Sequence[str],
     keep_images_in: Path,
     on_file: Callable[[int, int], None],
+    clips: ClipOptions = CLIPS,
 ) -> Dataset:
     """Pictures of the folder, then connected ones [H, W, C], then those of the class. Raises DatasetError.
 
@@ -36,13 +37,13 @@ def joined(
         )
     dataset = Dataset(records=(), resolution=resolution)
     if folder is not None:
-        found = scan_folder(folder, resolution=resolution, repeats=repeats, on_file=on_file)
+        found = scan_folder(folder, resolution=resolution, repeats=repeats, clips=clips, on_file=on_file)
         dataset = _with(dataset, found)
     if images:
         records = image_records(images, captions, repeats, keep_images_in)
         dataset = dataset.with_records((*dataset.records, *records))
     if class_folder is not None:
-        found = scan_folder(class_folder, resolution=resolution, role="class", on_file=on_file)
+        found = scan_folder(class_folder, resolution=resolution, role="class", clips=clips, on_file=on_file)
         dataset = _with(dataset, found)
     return dataset
 

@@ -12,6 +12,11 @@ from ..errors import DatasetError
 from ..text import readable
 
 Role = Literal["instance", "class", "validation"]
+ClipPart = Literal["start", "center", "chunks"]
+CLIP_PARTS: tuple[ClipPart, ...] = ("start", "center", "chunks")
+MAX_FRAMES, MAX_FPS, MAX_CHUNKS = 1025, 240, 64
+OWN_RATE = -1
+"""The frame rate that the model was trained on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,8 +28,62 @@ class Framing:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ClipOptions:
+    """Which frames of clips are trained."""
+
+    frames: int = 33
+    """Frames that are trained at once, at most; the VAE's own step rounds it down. 1 to MAX_FRAMES."""
+    fps: float = OWN_RATE
+    """Frames a second that are trained: OWN_RATE is the model's own, 0 the clip's own."""
+    part: ClipPart = "center"
+    """Of a clip that is longer: its beginning, its middle, or `chunks` parts spread over it."""
+    chunks: int = 2
+    """Parts of a long clip, each a sample of its own; no more than fit without overlap."""
+    gifs: bool = False
+    """GIF animations are clips."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.frames <= MAX_FRAMES:
+            raise DatasetError(f"frames is {self.frames}; choose 1 to {MAX_FRAMES}")
+        if not (self.fps == OWN_RATE or 0 <= self.fps <= MAX_FPS):
+            raise DatasetError(
+                f"fps is {self.fps:g}; choose {OWN_RATE} (the model's own), 0 (the clip's own) or up to"
+                f" {MAX_FPS}"
+            )
+        if self.part not in CLIP_PARTS:
+            raise DatasetError(f"part is {self.part!r}; choose one of {', '.join(CLIP_PARTS)}")
+        if not 1 <= self.chunks <= MAX_CHUNKS:
+            raise DatasetError(f"chunks is {self.chunks}; choose 1 to {MAX_CHUNKS}")
+
+
+CLIPS = ClipOptions()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Span:
+    """`frames` pictures of a clip, `1 / fps` seconds apart."""
+
+    start: float
+    """Seconds after the clip's first frame."""
+    frames: int
+    fps: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """What makes a record a clip."""
+
+    frames: int
+    fps: float
+    """Frames a second on average; 0 for a folder of frames, which has no rate of its own."""
+    options: ClipOptions = CLIPS
+    spans: tuple[Span, ...] = ()
+    """The parts that are trained; () until the model is known (`clip_spans.fitted`)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRecord:
-    """One picture and its caption. Pixels stay on disk until they are needed."""
+    """One picture or clip and its caption. Pixels stay on disk until they are needed."""
 
     path: Path
     caption: str
@@ -40,9 +99,17 @@ class ImageRecord:
     """A picture whose white part is what matters; same framing as the picture."""
     mask_digest: str = ""
     framing: Framing = Framing()
+    clip: Clip | None = None
+    """None for a picture."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "caption", readable(self.caption))
+
+    @property
+    def shown(self) -> int:
+        """Samples in an epoch."""
+        parts = len(self.clip.spans) if self.clip else 1
+        return self.repeats * max(1, len(self.framing.resolutions)) * max(1, parts)
 
     @property
     def name(self) -> str:
@@ -108,16 +175,23 @@ class Dataset:
 
     @property
     def shown(self) -> int:
-        """Pictures in an epoch of training."""
-        return sum(
-            r.repeats * max(1, len(r.framing.resolutions)) for r in self.records if r.role == "instance"
-        )
+        """Samples in an epoch of training."""
+        return sum(r.shown for r in self.records if r.role == "instance")
 
     @property
     def digest(self) -> str:
         """Changes when a picture, a caption, the order, repeats, roles or the resolution changes."""
         h = hashlib.sha256(f"{self.resolution}".encode())
         for r in self.records:
-            parts = (r.digest, r.caption, r.repeats, r.role, r.weight, r.mask_digest, r.framing)
+            parts: tuple[object, ...] = (
+                r.digest,
+                r.caption,
+                r.repeats,
+                r.role,
+                r.weight,
+                r.mask_digest,
+                r.framing,
+            )
+            parts += (r.clip,) if r.clip else ()
             h.update("\0".join(["", *map(str, parts)]).encode())
         return h.hexdigest()

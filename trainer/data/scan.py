@@ -18,12 +18,14 @@ from pathlib import Path
 
 from ..errors import DatasetError, shortened
 from .captions import METADATA_NAMES, SIDECAR_SUFFIXES, Described, read_metadata, read_text
+from .clips import CLIP_SUFFIXES, FRAME_FOLDER, GIF, state
 from .images import inspect_image
-from .records import Dataset, ImageRecord, Problem, Role
+from .pixels import inspect
+from .records import CLIPS, ClipOptions, Dataset, ImageRecord, Problem, Role
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 OTHER_PICTURES = frozenset(
-    {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tga", ".tif", ".tiff"}
+    {".avif", ".bmp", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".tga", ".tif", ".tiff"}
 )
 MASK_ENDING = "-masklabel"
 MAX_FOLDER_REPEATS = 1000
@@ -37,6 +39,7 @@ def scan_folder(
     resolution: int = 512,
     repeats: int = 1,
     role: Role = "instance",
+    clips: ClipOptions = CLIPS,
     on_file: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """All usable pictures of a folder in natural order (img2 before img10); those in subfolders come last.
@@ -60,7 +63,7 @@ def scan_folder(
             caption = row.caption or ""
             try:
                 _confine(path, root)
-                size, digest = inspect_image(path)
+                size, digest, clip = inspect(path, clips)
             except DatasetError as e:
                 problems.append(_problem(path, e))
                 continue
@@ -78,6 +81,7 @@ def scan_folder(
                     weight=row.weight or 1.0,
                     mask=mask,
                     mask_digest=mask_digest,
+                    clip=clip,
                 )
             )
     if listed:
@@ -106,13 +110,13 @@ def folder_fingerprint(folder: str | os.PathLike[str]) -> str:
     for part in _parts(root, []):
         for path in part.files:
             text = _is_text(path)
-            if not text and path.suffix.lower() not in IMAGE_SUFFIXES | OTHER_PICTURES:
+            if not text and path.suffix.lower() not in IMAGE_SUFFIXES | OTHER_PICTURES | CLIP_SUFFIXES:
                 continue
             h.update(b"\0" + os.fsencode(path.relative_to(root)))
             try:
                 _confine(path, root)
-                info = path.stat()
-                h.update(f"\0{info.st_size}\0{info.st_mtime_ns}".encode())
+                size, changed = state(path)
+                h.update(f"\0{size}\0{changed}".encode())
                 if text:
                     h.update(read_text(path).encode("utf-8", "surrogatepass"))
             except (DatasetError, OSError) as e:
@@ -135,7 +139,8 @@ class _Part:
 
     @property
     def pictures(self) -> list[Path]:
-        return [p for p in self.files if p.suffix.lower() in IMAGE_SUFFIXES and not _is_mask(p)]
+        read = IMAGE_SUFFIXES | CLIP_SUFFIXES | {GIF}
+        return [p for p in self.files if p.suffix.lower() in read and not _is_mask(p)]
 
     @cached_property
     def masks(self) -> dict[str, Path]:
@@ -200,7 +205,7 @@ def _listing(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
             raise DatasetError(f"{folder}: is a file; give the folder that holds the pictures")
         visible = (p for p in folder.iterdir() if not p.name.startswith("."))
         found = sorted(visible, key=lambda p: natural_key(p.name))
-        kinds = [p.is_dir() for p in found]
+        kinds = [p.is_dir() and p.suffix.lower() != FRAME_FOLDER for p in found]
     except OSError as e:
         why = (e.strerror or str(e)).lower()
         raise DatasetError(f"{folder}: the folder cannot be read ({why}); check its permissions") from e

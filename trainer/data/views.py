@@ -9,7 +9,7 @@ from PIL import Image
 
 from .buckets import bucket_size
 from .images import cover_box, fit
-from .records import ImageRecord
+from .records import ImageRecord, Span
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,9 +20,15 @@ class View:
     """(width, height) in pixels, as it is trained."""
     box: tuple[float, float, float, float]
     """(left, top, right, bottom) of the part, in the picture's own pixels."""
+    span: Span | None = None
+    """The frames, of a clip whose model is known."""
+
+    @property
+    def frames(self) -> int:
+        return self.span.frames if self.span else 1
 
     def cut(self, image: Image.Image) -> torch.Tensor:
-        """The part of an upright picture, [H, W, 3], float32, 0 to 1."""
+        """The part of an upright picture or frame, [H, W, 3], float32, 0 to 1."""
         return fit(image, self.size)
 
 
@@ -35,4 +41,9 @@ def views(record: ImageRecord, *, resolution: int, step: int = 64) -> list[View]
         bucket_size(*record.size, resolution=r, step=step)
         for r in record.framing.resolutions or (resolution,)
     ]
-    return [View(size=size, box=cover_box(record.size, size)) for size in dict.fromkeys(sizes)]
+    spans = (record.clip.spans if record.clip else ()) or (None,)
+    return [
+        View(size=size, box=cover_box(record.size, size), span=span)
+        for size in dict.fromkeys(sizes)
+        for span in spans
+    ]

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
-import comfy.sample
 import psutil
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from ..adapters.start import StartingLora
 from ..config import BASE_PRECISIONS, MemoryConfig, TrainConfig
 from ..data.batches import CachedSample
 from ..data.records import Dataset
-from ..data.views import views
+from ..data.views import View, views
 from ..events import Emit, Notice, Phase, Planned
 from ..measure import measure
 from ..memory.advice import explained_out_of_memory
@@ -34,6 +33,7 @@ from .conditioning import HostTextEncoder
 from .encode import pixel_step
 from .model import model_family
 from .progress import check_interrupt
+from .sample import empty_latent
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -65,8 +65,9 @@ def plan_run(
     """
     memory = config.memory
     manual = memory.fit == "manual"
-    size, batch = _largest(dataset, config, pixel_step(vae, model))
-    samples, cached = _samples(model, texts, dataset, config, size, batch)
+    largest, batch = _largest(dataset, config, pixel_step(vae, model))
+    latent = empty_latent(model, vae, *largest.size, largest.frames)[0]
+    samples, cached = _samples(texts, dataset, config, latent, batch)
     key = _key(config, prints, samples)
     if key not in _measured:
         emit(Phase(name="trying out one step", done=0, total=1))
@@ -91,7 +92,8 @@ def plan_run(
     before = folder.config().get("memory", {}).get("base_precision") if folder else None
     precisions = (before,) if before in BASE_PRECISIONS else tuple(available())
     plan = Plan(
-        batch=f"{batch} × {size[0]}×{size[1]}",
+        batch=f"{batch} × {largest.size[0]}×{largest.size[1]}"
+        + (f" × {largest.frames} frames" if largest.frames > 1 else ""),
         chosen=planned(found, memory, free, precisions),
         measured=found,
         device_free=free,
@@ -112,25 +114,23 @@ def wanted(memory: MemoryConfig) -> MemoryConfig:
     return MemoryConfig(precision=memory.precision, compile=memory.compile)
 
 
-def _largest(dataset: Dataset, config: TrainConfig, step: int) -> tuple[tuple[int, int], int]:
-    """((width, height) of the largest bucket, pictures that go through the network at once)."""
+def _largest(dataset: Dataset, config: TrainConfig, step: int) -> tuple[View, int]:
+    """(the view with the most pixels, pictures that go through the network at once)."""
     used = [r for r in dataset.records if r.role != "class" or config.prior.uses_pictures]
-    sizes = {v.size for r in used for v in views(r, resolution=dataset.resolution, step=step)}
-    return max(sizes, key=lambda s: (s[0] * s[1], s)), min(config.data.batch_size, max(1, dataset.shown))
+    seen = (v for r in used for v in views(r, resolution=dataset.resolution, step=step))
+    largest = max(seen, key=lambda v: (v.size[0] * v.size[1] * v.frames, v.size, v.frames))
+    return largest, min(config.data.batch_size, max(1, dataset.shown))
 
 
 def _samples(
-    model: ModelPatcher,
     texts: HostTextEncoder,
     dataset: Dataset,
     config: TrainConfig,
-    size: tuple[int, int],
+    empty: Tensor,
     batch: int,
 ) -> tuple[list[CachedSample], int]:
-    """A batch with latents of this size and the longest caption, and the bytes that a whole dataset takes."""
-    empty = torch.zeros([1, 4, size[1] // 8, size[0] // 8])
-    shape = comfy.sample.fix_empty_latent_channels(model, empty, 8).shape[1:]
-    latent = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    """A batch with latents like `empty` and the longest caption, and the bytes that a whole dataset takes."""
+    latent = torch.randn(empty.shape, generator=torch.Generator().manual_seed(0))
     caption = max((r.caption for r in dataset.records), key=len)
     live = config.optimizer.text_encoder_lr > 0
     with torch.no_grad():

@@ -15,7 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import PreviewConfig
+from ..errors import ModelError
 from ..pictures.drawing import to_pil
+from .encode import clip_step
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -33,6 +35,24 @@ class SampleSettings:
     scheduler: str
     width: int
     height: int
+    frames: int = 1
+    """Of a video model; rounded down to what its VAE takes."""
+
+
+def empty_latent(model: ModelPatcher, vae: VAE, width: int, height: int, frames: int = 1) -> Tensor:
+    """[1, C, H, W] or [1, C, T, H, W], zeros: as the stock node of the model's family makes it.
+
+    frames: at least 1. Raises ModelError for more than one where the model has no time.
+    """
+    latent = torch.zeros([1, 4, height // 8, width // 8])
+    latent = comfy.sample.fix_empty_latent_channels(model, latent, 8)
+    if frames == 1:
+        return latent
+    step = clip_step(vae, model)
+    if not step:
+        name = type(model.model).__name__
+        raise ModelError(f"frames is {frames} but {name} with this VAE makes still pictures; set frames to 1")
+    return latent.repeat(1, 1, 1 + (frames - 1) // step, 1, 1)
 
 
 def encode_prompt(clip: CLIP, text: str) -> list[Any]:
@@ -49,9 +69,11 @@ def sample_image(
     settings: SampleSettings,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """[1, H, W, 3] in 0..1: the picture that EmptyLatentImage, KSampler and VAEDecode give for this seed."""
-    latent = torch.zeros([1, 4, settings.height // 8, settings.width // 8])
-    latent = comfy.sample.fix_empty_latent_channels(model, latent, 8)
+    """[1, H, W, 3] in 0..1: the picture that EmptyLatentImage, KSampler and VAEDecode give for this seed.
+
+    Of a clip the first, the middle and the last frame, side by side.
+    """
+    latent = empty_latent(model, vae, settings.width, settings.height, settings.frames)
     noise = comfy.sample.prepare_noise(latent, seed)
 
     def callback(step: int, x0: Tensor, x: Tensor, total: int) -> None:
@@ -73,7 +95,9 @@ def sample_image(
         seed=seed,
     )
     images = vae.decode(samples)
-    return images.reshape(-1, *images.shape[-3:])[:1].clamp(0, 1)
+    images = images.reshape(-1, *images.shape[-3:])
+    shown = dict.fromkeys((0, (len(images) - 1) // 2, len(images) - 1) if settings.frames > 1 else (0,))
+    return torch.cat([images[i] for i in shown], dim=1)[None].clamp(0, 1)
 
 
 class PreviewSampler:
@@ -90,6 +114,7 @@ class PreviewSampler:
             scheduler=config.scheduler,
             width=config.width or size,
             height=config.height or size,
+            frames=config.frames,
         )
         self.settings = f"{config.negative!r} seed {config.seed} {self._settings}"
 

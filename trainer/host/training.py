@@ -17,6 +17,7 @@ from ..adapters.readers import read_start
 from ..adapters.start import StartingLora
 from ..config import MemoryConfig, TrainConfig
 from ..data.cache import SampleCache, cut_to_fit
+from ..data.clip_spans import fitted
 from ..data.records import Dataset
 from ..errors import TrainingError, shortened
 from ..events import Emit, Notice
@@ -31,7 +32,7 @@ from ..session import Destination, train_lora
 from . import lora, paths
 from .class_images import with_class_images
 from .conditioning import HostTextEncoder
-from .encode import HostLatentEncoder, pixel_step
+from .encode import HostLatentEncoder, clip_step, pixel_step
 from .identity import clip_fingerprint, model_fingerprint, vae_fingerprint
 from .model import borrowed, model_family
 from .noise import noise_process
@@ -179,11 +180,12 @@ def _checked(
 ) -> _Job:
     """Raises what `preflight.check` does; says what the user must know of settings and model."""
     config = replace(config, memory=wanted(config.memory))
+    dataset, told = _with_clips(dataset, model, vae)
     dataset = dataset.hold_out(config.validation.held_out)
     start = _starting_lora(model, config, emit)
     process = noise_process(model.get_model_object("model_sampling"))
     check(config, dataset, model.model.diffusion_model, process, start)
-    for remark in remarks(config, dataset):
+    for remark in (*told, *remarks(config, dataset)):
         emit(Notice(message=remark))
     steps = config.total_steps(dataset.shown)
     if model_family(model) is UNLISTED:
@@ -203,6 +205,17 @@ def _checked(
         prints=_fingerprints(model, clip, vae, config, emit),
         texts=HostTextEncoder(clip, model, config.objective.guidance, config.data.caption_syntax),
         emit=emit,
+    )
+
+
+def _with_clips(dataset: Dataset, model: ModelPatcher, vae: VAE) -> tuple[Dataset, list[str]]:
+    """The dataset with the frames that this model trains, and what the user must be told."""
+    family = model_family(model)
+    return fitted(
+        dataset,
+        step=clip_step(vae, model),
+        rate=family.fps or 0,
+        model=family.title or type(model.model).__name__,
     )
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ..data.buckets import bucket_size, group_by_bucket
 from ..data.images import cover_box, open_image
+from ..data.pixels import cover
 from ..data.records import Dataset, ImageRecord
 from .drawing import to_tensor, writer
 
@@ -48,26 +49,31 @@ def contact_sheet(dataset: Dataset, max_images: int = 24) -> torch.Tensor:
 
 
 def title(dataset: Dataset, shown: int | None = None) -> str:
-    """For example "12 images · 2 masked · 1 skipped · 3 buckets"."""
+    """For example "12 images · 3 clips · 2 masked · 1 skipped · 3 buckets"."""
     buckets = group_by_bucket((r.size for r in dataset.records), resolution=dataset.resolution)
     counts = ((len(dataset), "image"), (len(buckets), "bucket"))
     images, kinds = (f"{n} {word}{'' if n == 1 else 's'}" for n, word in counts)
     more = f" · first {shown} shown" if shown is not None and shown < len(dataset) else ""
+    clips = sum(r.clip is not None for r in dataset.records)
+    moving = f" · {clips} clip{'' if clips == 1 else 's'}" if clips else ""
     masks = sum(r.mask is not None for r in dataset.records)
     masked = f" · {masks} masked" if masks else ""
-    return f"{images}{masked} · {len(dataset.problems)} skipped · {kinds}{more}"
+    return f"{images}{moving}{masked} · {len(dataset.problems)} skipped · {kinds}{more}"
 
 
 def _label(record: ImageRecord, bucket: tuple[int, int]) -> str:
     role = "" if record.role == "instance" else f" {record.role}"
     weight = "" if record.weight == 1 else f" weight {record.weight:g}"
-    return f"{bucket[0]}x{bucket[1]} · {record.repeats}x{role}{weight}"
+    clip = record.clip
+    rate = f" {clip.fps:.4g} fps" if clip and clip.fps else ""
+    length = f" · {clip.frames} frames{rate}" if clip else ""
+    return f"{bucket[0]}x{bucket[1]} · {record.repeats}x{role}{weight}{length}"
 
 
 def _thumbnail(record: ImageRecord, bucket: tuple[int, int]) -> Image.Image:
     scale = CELL / max(bucket)
     size = max(1, round(bucket[0] * scale)), max(1, round(bucket[1] * scale))
-    image = _cropped(open_image(record.path), bucket, size)
+    image = _cropped(cover(record), bucket, size)
     if record.mask is None:
         return image
     tinted = Image.blend(image, Image.new("RGB", size, MASKED_OUT), 0.6)

@@ -1,0 +1,182 @@
+"""Video models train on clips, end to end: ComfyUI's own VAEs, networks and sampler, made small."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from in_graph_lora.trainer.config import DataConfig, MemoryConfig, OptimizerConfig, PreviewConfig, TrainConfig
+from in_graph_lora.trainer.data.clip_spans import fitted
+from in_graph_lora.trainer.data.records import ClipOptions, Dataset
+from in_graph_lora.trainer.data.scan import scan_folder
+from in_graph_lora.trainer.errors import DatasetError, ModelError
+from in_graph_lora.trainer.events import Notice
+from in_graph_lora.trainer.host.compare import sample_rows
+from in_graph_lora.trainer.host.encode import HostLatentEncoder, clip_step, pixel_step
+from in_graph_lora.trainer.host.model import model_family
+from in_graph_lora.trainer.host.sample import SampleSettings, empty_latent
+from in_graph_lora.trainer.host.training import train_on_loaded
+
+from .. import tiny_video
+from ..clips import write_clip
+from ..tiny_models import TINY, build
+from ..tiny_video import VIDEO, VideoClip
+from .loaded import Loaded, encoded, output_folder, weight_hash
+
+Load = Callable[[str], Loaded]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Load:
+    """A family's model with its CLIP and VAE."""
+    vae = cache(tiny_video.vae)
+    return lambda name: Loaded(tiny_video.model(name), VideoClip(name), vae(name))
+
+
+def mixed(folder: Path, fps: int = 24) -> Path:
+    """A clip of 20 frames, one of 4 and a picture."""
+    write_clip(folder / "a.mp4", 20, fps, size=(96, 64))
+    write_clip(folder / "b.webm", 4, fps)
+    Image.new("RGB", (64, 64), "red").save(folder / "c.png")
+    for name in "abc":
+        (folder / f"{name}.txt").write_text(f"caption {name}")
+    return folder
+
+
+def settings(**changes: Any) -> TrainConfig:
+    return TrainConfig(
+        name="video",
+        steps=3,
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=0),
+        data=DataConfig(resolution=64),
+        memory=MemoryConfig(fit="manual"),
+        **changes,
+    )
+
+
+def dataset(folder: Path, **options: Any) -> Dataset:
+    return scan_folder(folder, resolution=64, clips=ClipOptions(**options))
+
+
+@pytest.mark.parametrize("name", VIDEO)
+def test_steps_of_time_are_those_of_the_vae(loaded: Load, name: str) -> None:
+    own = VIDEO[name]
+    models = loaded(name)
+    assert clip_step(models.vae, models.model) == own.step
+    assert model_family(models.model).fps == own.fps
+    for frames in (1, 1 + own.step, 1 + 2 * own.step):
+        latent = HostLatentEncoder(models.vae, models.model).encode(torch.rand(frames, 64, 64, 3))
+        like = empty_latent(models.model, models.vae, 64, 64, frames)
+        assert latent.shape == like.shape[1:], "the encoder and the stock empty latent agree"
+        assert latent.shape[1] == 1 + (frames - 1) // own.step
+
+
+@pytest.mark.parametrize("name", VIDEO)
+def test_one_frame_is_encoded_as_a_picture_is(loaded: Load, name: str) -> None:
+    models, frame = loaded(name), torch.rand(64, 64, 3)
+    encoder = HostLatentEncoder(models.vae, models.model)
+    assert torch.equal(encoder.encode(frame), encoder.encode(frame[None]))
+
+
+@pytest.mark.parametrize("name", VIDEO)
+def test_clips_and_pictures_train_end_to_end(loaded: Load, name: str, tmp_path: Path) -> None:
+    """Folder → latents → three steps → the LoRA on ComfyUI's sampler changes a clip; the base stays."""
+    own, models, events = VIDEO[name], loaded(name), []
+    before = weight_hash(models.model.model)
+    config = settings(
+        preview=PreviewConfig(prompts=("a clip",), every=3, steps=1, cfg=1, frames=1 + own.step)
+    )
+    with torch.inference_mode(), output_folder(tmp_path / "out"):
+        result = train_on_loaded(
+            *(models.model, models.clip, models.vae, dataset(mixed(tmp_path / "in"), frames=own.step + 3)),
+            *(config, events.append),
+            new_run=True,
+        )
+        assert weight_hash(models.model.model) == before
+        shot = SampleSettings(
+            steps=2,
+            cfg=1.0,
+            sampler_name="euler",
+            scheduler="simple",
+            width=64,
+            height=64,
+            frames=1 + own.step,
+        )
+        (row,) = sample_rows(
+            *(models.model, models.clip, models.vae, result.lora, "", [("a clip", 0)], [0.0, 1.0], shot),
+            on_step=lambda done, total: None,
+        )
+    assert all(torch.isfinite(loss) for loss in map(torch.as_tensor, result.losses))
+    assert len(result.losses) == 3
+    told = [e.message for e in events if isinstance(e, Notice)]
+    assert any("too short to be trained as clips" in m and "b.webm" in m for m in told), told
+    assert not any("could not be tried out" in m or "failed" in m for m in told), told
+    base, trained = row.images
+    assert base.shape == (1, 64, 3 * 64, 3), "first, middle and last frame side by side"
+    assert not torch.equal(base, trained)
+    assert result.previews is not None
+
+
+def test_lengths_are_buckets_of_their_own(loaded: Load, tmp_path: Path) -> None:
+    models = loaded("wan")
+    folder = mixed(tmp_path)
+    write_clip(folder / "d.mp4", 40, size=(96, 64))
+    write_clip(folder / "e.mp4", 40, size=(64, 64))
+    for stem in "de":
+        (folder / f"{stem}.txt").write_text(stem)
+    done, _ = fitted(dataset(folder, frames=9, fps=0, part="chunks", chunks=3), step=4, rate=16, model="Wan")
+    data = encoded(models, done, settings())
+    shapes = {s.key: set() for s in data.samples}
+    for s in data.samples:
+        shapes[s.key].add(tuple(s.latent.shape))
+    assert len(data.samples) == 2 + 1 + 1 + 3 + 3 == done.shown
+    assert {len(found) for found in shapes.values()} == {1}
+    assert sorted({shape[1] for found in shapes.values() for shape in found}) == [1, 3]
+    chunks = [s.latent for s in data.samples if s.caption == "d"]
+    assert not torch.equal(chunks[0], chunks[1])
+
+
+def test_a_clip_is_planned_with_its_length(loaded: Load, tmp_path: Path) -> None:
+    from in_graph_lora.trainer.host.training import plan_on_loaded
+
+    models = loaded("wan")
+    folder = mixed(tmp_path)
+    plans = []
+    for frames in (1, 9):
+        with torch.inference_mode():
+            plans.append(
+                plan_on_loaded(
+                    models.model, models.clip, models.vae, dataset(folder, frames=frames), settings(), print
+                )
+            )
+    assert "frames" not in plans[0].batch
+    assert plans[1].batch.endswith("× 9 frames")
+    assert plans[1].measured != plans[0].measured
+
+
+@pytest.mark.parametrize("name", ["qwen_image", "sd15"])
+def test_models_of_still_pictures_leave_clips_out(loaded: Load, name: str, tmp_path: Path) -> None:
+    """Qwen-Image has the VAE of Wan, which could take clips."""
+    model, vae = build(TINY[name]), loaded("wan").vae
+    assert clip_step(vae, model) == 0
+    with pytest.raises(ModelError, match="frames is 5 but .* makes still pictures; set frames to 1"):
+        empty_latent(model, vae, 64, 64, 5)
+    assert pixel_step(vae, model) % 8 == 0
+
+
+def test_a_folder_of_clips_alone_is_refused_before_anything_is_encoded(loaded: Load, tmp_path: Path) -> None:
+    write_clip(tmp_path / "a.mp4", 9)
+    (tmp_path / "a.txt").write_text("a")
+    models = replace(loaded("wan"), model=build(TINY["qwen_image"]))
+    with (
+        torch.inference_mode(),
+        pytest.raises(DatasetError, match=r"Qwen-Image trains on still pictures .* only clips \(a.mp4\)"),
+    ):
+        train_on_loaded(models.model, models.clip, models.vae, dataset(tmp_path), settings(), print)
