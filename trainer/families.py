@@ -41,6 +41,7 @@ FAMILIES = (
     Family(name="z_image", title="Z-Image", config="ZImage"),
     Family(name="lumina2", title="Lumina 2", config="Lumina2"),
     Family(name="wan2.1", title="Wan 2.1 and 2.2", config="WAN21_T2V", fps=16),
+    Family(name="wan2.2_5b", title="Wan 2.2 5B", config="WAN22_T2V", fps=24),
     Family(name="hunyuan_video", title="HunyuanVideo", config="HunyuanVideo", in_place=_FLUX, fps=24),
     Family(
         name="ltxv",

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import comfy.samplers
 import pytest
 import torch
 from PIL import Image
 
-from in_graph_lora.trainer.config import DataConfig, MemoryConfig, OptimizerConfig, PreviewConfig, TrainConfig
+from in_graph_lora.nodes.train_objective import TrainObjective
+from in_graph_lora.trainer.config import (
+    DataConfig,
+    MemoryConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PreviewConfig,
+    TrainConfig,
+)
 from in_graph_lora.trainer.data.clip_spans import fitted
 from in_graph_lora.trainer.data.records import ClipOptions, Dataset
 from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.errors import DatasetError, ModelError
 from in_graph_lora.trainer.events import Notice
 from in_graph_lora.trainer.host.compare import sample_rows
+from in_graph_lora.trainer.host.conditioning import HostTextEncoder
 from in_graph_lora.trainer.host.encode import HostLatentEncoder, clip_step, pixel_step
 from in_graph_lora.trainer.host.model import model_family
+from in_graph_lora.trainer.host.noise import noise_process
 from in_graph_lora.trainer.host.sample import SampleSettings, empty_latent
 from in_graph_lora.trainer.host.training import train_on_loaded
+from in_graph_lora.trainer.timesteps import draw_sigma
 
 from .. import tiny_video
 from ..clips import write_clip
@@ -180,3 +193,40 @@ def test_a_folder_of_clips_alone_is_refused_before_anything_is_encoded(loaded: L
         pytest.raises(DatasetError, match=r"Qwen-Image trains on still pictures .* only clips \(a.mp4\)"),
     ):
         train_on_loaded(models.model, models.clip, models.vae, dataset(tmp_path), settings(), print)
+
+
+def test_ltx_is_told_the_frame_rate_that_its_clips_are_trained_at(loaded: Load) -> None:
+    """As LTXVConditioning tells it; without clips the model's own default stays."""
+    ltx = loaded("ltx")
+    latent = empty_latent(ltx.model, ltx.vae, 64, 64, 9)[0]
+
+    def told(rate: float | None) -> float:
+        return HostTextEncoder(ltx.clip, ltx.model, frame_rate=rate).encode("a", latent)["frame_rate"].cond
+
+    assert (told(None), told(24.0)) == (25, 24.0)
+
+
+def test_the_two_stages_of_the_example_meet_where_its_sampler_changes_models(repo_root: Path) -> None:
+    """At 0.875, Wan 2.2's own boundary for text to video, in training and in sampling."""
+    workflow = json.loads((repo_root / "workflows" / "wan22_two_stages.json").read_text(encoding="utf-8"))
+
+    def widgets(kind: str) -> list[list[Any]]:
+        return [n["widgets_values"] for n in workflow["nodes"] if n["type"] == kind]
+
+    names = [port.id for port in TrainObjective.define_schema().inputs]
+    high, low = (
+        ObjectiveConfig(**dict(zip(names, given, strict=True))) for given in widgets("TrainObjective")
+    )
+    assert (low.t_min, low.t_max, high.t_min, high.t_max) == (0, 0.875, 0.875, 1)
+    process = noise_process(tiny_video.model("wan").model.model_sampling)
+    assert process.shift == 8
+    g = torch.Generator().manual_seed(0)
+    assert (
+        draw_sigma(process, high, 200, 1000, g).min() >= 0.875 >= draw_sigma(process, low, 200, 1000, g).max()
+    )
+    first, second = widgets("KSamplerAdvanced")
+    steps, scheduler, change = first[3], first[6], first[8]
+    sigmas = comfy.samplers.calculate_sigmas(tiny_video.model("wan").model.model_sampling, scheduler, steps)
+    assert second[3:8] == [steps, first[4], first[5], scheduler, change]
+    assert sigmas[change - 1] >= 0.875 > sigmas[change]
+    assert (first[0], first[9], second[0], second[9]) == ("enable", "enable", "disable", "disable")

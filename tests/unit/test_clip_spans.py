@@ -9,7 +9,7 @@ import torch
 
 from in_graph_lora.trainer.config import ObjectiveConfig, PriorConfig
 from in_graph_lora.trainer.data.batches import CachedSample
-from in_graph_lora.trainer.data.clip_spans import fitted, spans
+from in_graph_lora.trainer.data.clip_spans import fitted, frame_rate, spans
 from in_graph_lora.trainer.data.records import Clip, ClipOptions, Dataset, ImageRecord, Span
 from in_graph_lora.trainer.errors import DatasetError
 from in_graph_lora.trainer.objective import Objective
@@ -104,6 +104,16 @@ def test_slow_and_short_clips_are_said_and_chunks_counted():
 def test_options_out_of_range_are_refused(options, told):
     with pytest.raises(DatasetError, match=told):
         ClipOptions(**options)
+
+
+def test_clips_of_one_rate_tell_it_and_of_several_say_so():
+    own = ClipOptions(fps=0)
+    records = [record(f"{r}.mp4", Clip(frames=40, fps=r, options=own)) for r in (24, 30)]
+    one, told = fitted(Dataset(records=(records[0],)), step=8, rate=25, model="LTX")
+    assert (frame_rate(one), told) == (24, [])
+    both, told = fitted(Dataset(records=tuple(records)), step=8, rate=25, model="LTX")
+    assert frame_rate(both) is None
+    assert told[0].startswith("clips are trained at different frame rates (24, 30)")
 
 
 def test_a_masked_clip_trains_beside_one_without_a_mask():

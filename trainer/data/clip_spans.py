@@ -60,6 +60,12 @@ def trained_rate(clip: Clip, rate: float) -> float:
     return float(asked or clip.fps or 1.0)
 
 
+def frame_rate(dataset: Dataset) -> float | None:
+    """Of all spans, if they have one in common."""
+    rates = {s.fps for r in dataset.records if r.clip for s in r.clip.spans}
+    return rates.pop() if len(rates) == 1 else None
+
+
 def _remarks(clips: list[ImageRecord], rate: float) -> list[str]:
     def named(records: list[ImageRecord]) -> str:
         return shortened(r.name for r in records)
@@ -72,4 +78,10 @@ def _remarks(clips: list[ImageRecord], rate: float) -> list[str]:
         )
     if still := [r for r, c in with_clip if c.spans[0].frames == 1 < c.options.frames]:
         told.append(f"too short to be trained as clips, so one frame counts as a picture: {named(still)}")
+    if len(rates := sorted({trained_rate(c, rate) for _, c in with_clip})) > 1:
+        numbers = shortened(f"{r:g}" for r in rates)
+        told.append(
+            f"clips are trained at different frame rates ({numbers}), of which a model that asks for the rate"
+            " (LTX-Video) is told none; set fps in Video Clips to have one"
+        )
     return told

@@ -36,12 +36,19 @@ class HostTextEncoder:
     """The engine's `TextEncoder`: one caption for one latent, each caption encoded once."""
 
     def __init__(
-        self, clip: CLIP, patcher: ModelPatcher, guidance: float = 1.0, caption_syntax: str = "text"
+        self,
+        clip: CLIP,
+        patcher: ModelPatcher,
+        guidance: float = 1.0,
+        caption_syntax: str = "text",
+        frame_rate: float | None = None,
     ) -> None:
+        """frame_rate: what a video model that asks for it is told (LTX-Video); None is its own default."""
         self.clip = clip
         self.tokenize = CaptionTokenizer(clip, caption_syntax)
         self.patcher = patcher
         self.guidance = guidance
+        self.frame_rate = frame_rate
         self._encoded: dict[str, dict[str, Any]] = {}
 
     def fitted(self, caption: str) -> str:
@@ -74,6 +81,8 @@ class HostTextEncoder:
         )
         if self.patcher.model.model_config.unet_config.get("guidance_embed"):
             params["guidance"] = self.guidance
+        if self.frame_rate:
+            params["frame_rate"] = self.frame_rate
         conds = self.patcher.model.extra_conds(**params)
         return {name: cond.process_cond(batch_size=1, area=None) for name, cond in conds.items()}
 

@@ -17,7 +17,7 @@ from ..adapters.readers import read_start
 from ..adapters.start import StartingLora
 from ..config import MemoryConfig, TrainConfig
 from ..data.cache import SampleCache, cut_to_fit
-from ..data.clip_spans import fitted
+from ..data.clip_spans import fitted, frame_rate
 from ..data.records import Dataset
 from ..errors import TrainingError, shortened
 from ..events import Emit, Notice
@@ -203,7 +203,9 @@ def _checked(
         start=start,
         steps=steps,
         prints=_fingerprints(model, clip, vae, config, emit),
-        texts=HostTextEncoder(clip, model, config.objective.guidance, config.data.caption_syntax),
+        texts=HostTextEncoder(
+            clip, model, config.objective.guidance, config.data.caption_syntax, frame_rate(dataset)
+        ),
         emit=emit,
     )
 
