@@ -36,7 +36,13 @@ from in_graph_lora.trainer.host.conditioning import HostTextEncoder
 from in_graph_lora.trainer.host.encode import HostLatentEncoder, clip_step, pixel_step
 from in_graph_lora.trainer.host.model import model_family
 from in_graph_lora.trainer.host.noise import noise_process
-from in_graph_lora.trainer.host.sample import SampleSettings, empty_latent, encode_prompt, sample_image
+from in_graph_lora.trainer.host.sample import (
+    PreviewSampler,
+    SampleSettings,
+    empty_latent,
+    encode_prompt,
+    sample_image,
+)
 from in_graph_lora.trainer.host.training import train_on_loaded
 from in_graph_lora.trainer.timesteps import draw_sigma
 
@@ -219,8 +225,10 @@ def test_a_folder_of_clips_alone_is_refused_before_anything_is_encoded(loaded: L
         train_on_loaded(models.model, models.clip, models.vae, dataset(tmp_path), settings(), print)
 
 
-def test_ltx_is_told_the_frame_rate_that_its_clips_are_trained_at(loaded: Load) -> None:
-    """As LTXVConditioning tells it; without clips the model's own default stays."""
+def test_ltx_is_told_the_frame_rate_that_its_clips_are_trained_at(
+    loaded: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As LTXVConditioning tells it, in training and in previews; without clips its own default stays."""
     ltx = loaded("ltx")
     latent = empty_latent(ltx.model, ltx.vae, 64, 64, 9)[0]
 
@@ -228,6 +236,20 @@ def test_ltx_is_told_the_frame_rate_that_its_clips_are_trained_at(loaded: Load) 
         return HostTextEncoder(ltx.clip, ltx.model, frame_rate=rate).encode("a", latent)["frame_rate"].cond
 
     assert (told(None), told(24.0)) == (25, 24.0)
+    rates: list[float] = []
+    extra_conds = type(ltx.model.model).extra_conds
+
+    def noted(self: Any, **params: Any) -> Any:
+        conds = extra_conds(self, **params)
+        rates.append(conds["frame_rate"].cond)
+        return conds
+
+    monkeypatch.setattr(type(ltx.model.model), "extra_conds", noted)
+    config = PreviewConfig(prompts=("a clip",), steps=1, cfg=2, frames=9)
+    for rate in (None, 24.0):
+        rates.clear()
+        assert len(list(PreviewSampler(ltx.model, ltx.clip, ltx.vae, config, 64, rate).pictures(None))) == 1
+        assert set(rates) == {rate or 25}
 
 
 def test_the_two_stages_of_the_example_meet_where_its_sampler_changes_models(repo_root: Path) -> None:

@@ -58,6 +58,7 @@ def test_parts_of_a_long_clip():
         (clip(48, 24, frames=33, fps=12), 16, Span(start=1 / 12, frames=21, fps=12)),
         (clip(48, 24, frames=33), 0, Span(start=7 / 24, frames=33, fps=24)),
         (clip(48, 0, frames=33), 16, Span(start=7 / 16, frames=33, fps=16)),
+        (clip(48, 0, frames=33, fps=0), 16, Span(start=7 / 16, frames=33, fps=16)),
         (clip(48, 0, frames=33), 0, Span(start=7, frames=33, fps=1)),
     ],
 )

@@ -55,9 +55,9 @@ def spans(clip: Clip, *, step: int, rate: float) -> tuple[Span, ...]:
 
 
 def trained_rate(clip: Clip, rate: float) -> float:
-    """Frames a second; 1 where neither the options nor the model nor the clip have a rate."""
+    """Frames a second; 1 where neither the options nor the clip nor the model have a rate."""
     asked = rate if clip.options.fps == OWN_RATE else clip.options.fps
-    return float(asked or clip.fps or 1.0)
+    return float(asked or clip.fps or rate or 1.0)
 
 
 def frame_rate(dataset: Dataset) -> float | None:

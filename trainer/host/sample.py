@@ -55,9 +55,10 @@ def empty_latent(model: ModelPatcher, vae: VAE, width: int, height: int, frames:
     return latent.repeat(1, 1, 1 + (frames - 1) // step, 1, 1)
 
 
-def encode_prompt(clip: CLIP, text: str) -> list[Any]:
-    """As the stock CLIPTextEncode does."""
-    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+def encode_prompt(clip: CLIP, text: str, frame_rate: float | None = None) -> list[Any]:
+    """As the stock CLIPTextEncode does; with a frame rate, as LTXVConditioning behind it."""
+    encoded = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    return [[cond, {**extra, "frame_rate": frame_rate}] for cond, extra in encoded] if frame_rate else encoded
 
 
 def sample_image(
@@ -103,9 +104,18 @@ def sample_image(
 class PreviewSampler:
     """The engine's `Sampler`: draws as KSampler does, and leaves the model without the LoRA."""
 
-    def __init__(self, model: ModelPatcher, clip: CLIP, vae: VAE, config: PreviewConfig, size: int) -> None:
-        """size: pixels, where the config leaves width or height open."""
+    def __init__(
+        self,
+        model: ModelPatcher,
+        clip: CLIP,
+        vae: VAE,
+        config: PreviewConfig,
+        size: int,
+        frame_rate: float | None = None,
+    ) -> None:
+        """size: pixels, where the config leaves width or height open. frame_rate: that clips train at."""
         self.model, self.clip, self.vae, self.config = model, clip, vae, config
+        self.frame_rate = frame_rate
         self.prompts: Sequence[str] = config.prompts
         self._settings = SampleSettings(
             steps=config.steps,
@@ -116,7 +126,8 @@ class PreviewSampler:
             height=config.height or size,
             frames=config.frames,
         )
-        self.settings = f"{config.negative!r} seed {config.seed} {self._settings}"
+        told = f" {frame_rate:g} fps" if frame_rate else ""
+        self.settings = f"{config.negative!r} seed {config.seed} {self._settings}{told}"
 
     def pictures(self, lora: Mapping[str, Tensor] | None) -> Generator[Image.Image]:
         from .lora import apply_lora  # brings peft, and nodes take this module's lists at start-up
@@ -129,8 +140,10 @@ class PreviewSampler:
                 if lora is not None:
                     model, patched = apply_lora(model, clip, lora, 1.0, 1.0)
                     clip = patched or clip
-                negative = encode_prompt(clip, self.config.negative)
-                encoded = [encode_prompt(clip, prompt) for prompt in self.prompts]
+                negative, *encoded = (
+                    encode_prompt(clip, text, self.frame_rate)
+                    for text in (self.config.negative, *self.prompts)
+                )
             for i, positive in enumerate(encoded):
                 seed = (self.config.seed + i) % 2**64
                 with torch.inference_mode():  # not across a yield: it belongs to the thread

@@ -116,7 +116,9 @@ def train_on_loaded(
                 start=job.start,
                 stop_requested=stop_requested,
                 folder=folder,
-                sampler=PreviewSampler(model, clip, vae, config.preview, dataset.resolution),
+                sampler=PreviewSampler(
+                    *(model, clip, vae, config.preview, dataset.resolution, frame_rate(dataset))
+                ),
                 plan=plan,
             )
         finally:
