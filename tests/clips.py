@@ -39,7 +39,7 @@ def write_clip(
     if path.suffix == ".gif":
         pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps))
         return path
-    with av.open(str(path), "w") as out:
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as out:  # the index before the frames
         stream = out.add_stream(codec or CODECS[path.suffix], rate=Fraction(fps))
         stream.width, stream.height = size
         stream.pix_fmt = "yuv444p" if stream.codec.name == "ffv1" else "yuv420p"
