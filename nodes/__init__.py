@@ -26,6 +26,7 @@ from .train_memory import TrainMemory
 from .train_objective import TrainObjective
 from .train_optimizer import TrainOptimizer
 from .train_preview import TrainPreview
+from .video_clips import VideoClips
 
 NODES: list[type[io.ComfyNode]] = [
     LoadDataset,
@@ -46,6 +47,7 @@ NODES: list[type[io.ComfyNode]] = [
     ImageFraming,
     JoinDatasets,
     DatasetReport,
+    VideoClips,
 ]
 
 

@@ -65,6 +65,15 @@ class CompareBaseline(io.ComfyNode):
                     tooltip="Control pictures for an edit model: one for all prompts, or a batch with one for"
                     " each.",
                 ),
+                io.Int.Input(
+                    "frames",
+                    default=1,
+                    min=1,
+                    max=1025,
+                    advanced=True,
+                    tooltip="Of a video model: the first, the middle and the last frame are shown side by"
+                    " side. 1: a still picture.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="grid", tooltip="All pictures, labelled."),
@@ -96,6 +105,7 @@ class CompareBaseline(io.ComfyNode):
         height: int,
         strengths: str,
         control: Any = None,
+        frames: int = 1,
     ) -> io.NodeOutput:
         from ..trainer.host.compare import prompt_controls, sample_rows
 
@@ -106,7 +116,13 @@ class CompareBaseline(io.ComfyNode):
         if not lines:
             raise ConfigError("prompts is empty; write at least one line")
         settings = SampleSettings(
-            steps=steps, cfg=cfg, sampler_name=sampler_name, scheduler=scheduler, width=width, height=height
+            steps=steps,
+            cfg=cfg,
+            sampler_name=sampler_name,
+            scheduler=scheduler,
+            width=width,
+            height=height,
+            frames=frames,
         )
         shots = [(line, (seed + i) % 2**64) for line in lines for i in range(images_per_prompt)]
         controls = {}
@@ -117,9 +133,9 @@ class CompareBaseline(io.ComfyNode):
             on_step=NodeProgress(cls.hidden.unique_id).update,
             controls=controls,
         )
-        text = report(
-            rows, columns, f"{sampler_name}, {scheduler}, {steps} steps, cfg {cfg:g}, {width}×{height}."
-        )
+        length = f", {frames} frames" if frames > 1 else ""
+        sampled = f"{sampler_name}, {scheduler}, {steps} steps, cfg {cfg:g}, {width}×{height}{length}."
+        text = report(rows, columns, sampled)
         return io.NodeOutput(
             comparison_grid(rows, columns),
             torch.cat([row.images[0] for row in rows]),

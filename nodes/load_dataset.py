@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
+from ..trainer.data.clip import CLIPS, ClipOptions
 from ..trainer.data.joining import caption_lines, joined
 from ..trainer.data.kept import KeptFiles
 from ..trainer.data.remarks import remarks
@@ -17,7 +18,7 @@ from ..trainer.host.paths import graph_images_directory, input_directory, unpack
 from ..trainer.host.progress import NodeProgress
 from ..trainer.pictures.contact_sheet import contact_sheet, title
 from ..trainer.text import garbled
-from .sockets import CATEGORY, TrainDataset
+from .sockets import CATEGORY, Clips, TrainDataset
 from .sockets import Framing as FramingSocket
 
 if TYPE_CHECKING:
@@ -47,9 +48,10 @@ class LoadDataset(io.ComfyNode):
                 io.String.Input(
                     "folder",
                     default="",
-                    tooltip="Folder with pictures and .txt captions of the same name, a zip of one, or the"
-                    " dataset file of kohya or SimpleTuner: an absolute path, or one relative to ComfyUI's"
-                    " input folder. A subfolder named like 10_cat is shown ten times an epoch.",
+                    tooltip="Folder with pictures, or clips for video models, and .txt captions of the same"
+                    " name, a zip of one, or the dataset file of kohya or SimpleTuner: an absolute path, or"
+                    " one relative to ComfyUI's input folder. A subfolder named like 10_cat is shown ten"
+                    " times an epoch.",
                 ),
                 io.Int.Input(
                     "resolution",
@@ -109,6 +111,11 @@ class LoadDataset(io.ComfyNode):
                     advanced=True,
                     tooltip="Folder with masks named like the pictures. A subfolder named masks is found by"
                     " itself.",
+                ),
+                Clips.Input(
+                    "clips",
+                    optional=True,
+                    tooltip="From Video Clips: which frames of the folder's clips are trained.",
                 ),
             ],
             outputs=[
@@ -175,6 +182,7 @@ class LoadDataset(io.ComfyNode):
         framing: list[Framing] | None = None,
         subfolders: list[bool] | None = None,
         mask_folder: list[str] | None = None,
+        clips: list[ClipOptions] | None = None,
     ) -> io.NodeOutput:
         progress = NodeProgress(cls.hidden.unique_id)
         path, class_path = _single("folder", folder), _single("class_folder", class_folder or [""])
@@ -197,6 +205,7 @@ class LoadDataset(io.ComfyNode):
             subfolders=_single("subfolders", subfolders or [False]),
             mask_folder=resolve_folder(masks) if masks.strip() else None,
             unpack_into=unpacked_directory(),
+            clips=_single("clips", clips or [CLIPS]),
         )
         _graph_images.add(r.path for r in dataset.records if r.path.parent == kept)
         sheet = contact_sheet(dataset)

@@ -19,6 +19,7 @@ Memory = io.Custom("TRAIN_MEMORY")
 Preview = io.Custom("TRAIN_PREVIEW")
 Regularization = io.Custom("TRAIN_REGULARIZATION")
 Framing = io.Custom("IMAGE_FRAMING")
+Clips = io.Custom("TRAIN_CLIPS")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,6 +140,15 @@ class TrainPreview(io.ComfyNode):
                     advanced=True,
                     tooltip="How many states to go on from are kept. The LoRA of each checkpoint stays.",
                 ),
+                io.Int.Input(
+                    "frames",
+                    default=_P.frames,
+                    min=1,
+                    max=1025,
+                    advanced=True,
+                    tooltip="Of a video model: the first, the middle and the last frame are shown side by"
+                    " side. 1: a still picture.",
+                ),
             ],
             outputs=[Preview.Output(display_name="preview", tooltip="For Train LoRA.")],
         )

@@ -294,6 +294,14 @@ ROWS = (
         from_file=True,
     ),
     Tiny(
+        name="wan22_5b",
+        config="WAN22_T2V",
+        unet={**_WAN, "in_dim": 48, "out_dim": 48},
+        latent=(48, 2, 4, 4),
+        text={"cross_attn": (7, 4096)},
+        from_file=True,
+    ),
+    Tiny(
         name="aura_flow",
         config="AuraFlow",
         unet={

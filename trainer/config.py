@@ -398,6 +398,8 @@ class PreviewConfig:
     """Pixels; 0 is the resolution of the dataset."""
     height: int = 0
     """Pixels; 0 is the resolution of the dataset."""
+    frames: int = 1
+    """Of a video model: the first, the middle and the last are shown."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", tuple(readable(p) for p in self.prompts))
@@ -407,6 +409,7 @@ class PreviewConfig:
         _check_range(self, 0, 100, "cfg")
         _check(0 <= self.seed < 2**64, f"seed is {self.seed}; choose 0 to 2^64 - 1")
         _check_range(self, 0, 8192, "width", "height", hint="0: the dataset's resolution")
+        _check_range(self, 1, 1025, "frames", hint="1: a still picture")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

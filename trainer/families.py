@@ -20,6 +20,8 @@ class Family:
     """Class names of the blocks that are checkpointed and compiled; () means `memory.blocks` finds them."""
     in_place: tuple[str, ...] = ()
     """Class names of the modules that write to their arguments in place, by `+=` only."""
+    fps: float | None = None
+    """Frames a second of a video model, 0 if it has no rate of its own; None trains still pictures only."""
     in_place_calls: tuple[str, ...] | None = ()
     """Class names of the modules that write in place by calls (`x.add_(y)`); None: any block may."""
     told_crops: bool = False
@@ -47,12 +49,14 @@ FAMILIES = (
     Family(name="qwen_image", title="Qwen-Image", config="QwenImage"),
     Family(name="z_image", title="Z-Image", config="ZImage"),
     Family(name="lumina2", title="Lumina 2", config="Lumina2"),
-    Family(name="wan2.1", title="Wan 2.1 and 2.2", config="WAN21_T2V"),
-    Family(name="hunyuan_video", title="HunyuanVideo", config="HunyuanVideo", in_place=_FLUX),
+    Family(name="wan2.1", title="Wan 2.1 and 2.2", config="WAN21_T2V", fps=16),
+    Family(name="wan2.2_5b", title="Wan 2.2 5B", config="WAN22_T2V", fps=24),
+    Family(name="hunyuan_video", title="HunyuanVideo", config="HunyuanVideo", in_place=_FLUX, fps=24),
     Family(
         name="ltxv",
         title="LTX-Video",
         config="LTXV",
+        fps=25,
         in_place_calls=("BasicTransformerBlock", "BasicAVTransformerBlock"),
     ),
     Family(name="auraflow", title="AuraFlow", config="AuraFlow"),
@@ -62,7 +66,7 @@ FAMILIES = (
     Family(name="krea2", title="Krea 2", config="Krea2"),
     Family(name="cosmos_predict2", title="Cosmos-Predict2", config="CosmosT2IPredict2"),
 )
-UNLISTED = Family(name="unlisted", title="Any other", in_place_calls=None)
+UNLISTED = Family(name="unlisted", title="Any other", fps=0, in_place_calls=None)
 
 
 def family_of(config: type) -> Family:

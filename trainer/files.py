@@ -153,3 +153,9 @@ def sha256(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
         return ""
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Sorts numbers in names by value: img2 before img10."""
+    parts = re.split(r"([0-9]+)", name.casefold())
+    return [int(p) if i % 2 else p for i, p in enumerate(parts)], name

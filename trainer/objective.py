@@ -86,7 +86,7 @@ class Objective:
         if not self.config.masked or all(s.mask is None for s in group):
             return None
         everything = torch.ones_like(x_0[:1, :1])[0]
-        mask = torch.stack([everything if s.mask is None else s.mask for s in group])
+        mask = torch.stack([everything if s.mask is None else s.mask.expand_as(everything) for s in group])
         return mask.clamp(min=self.config.unmasked_weight).to(device)
 
     def loss(self, drawn: Drawn, target: Tensor | None = None) -> Tensor:

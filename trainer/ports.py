@@ -80,7 +80,8 @@ class LatentEncoder(Protocol):
     """Of all that decides a latent beside the pixels; latents of two encoders with one are the same."""
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """pixels [H, W, 3] in 0..1 to the latent [C, ...] as the model sees it, fp32, on the CPU."""
+        """pixels [H, W, 3], or [T, H, W, 3] of a clip, in 0..1 to the latent [C, ...] as the model sees it,
+        fp32, on the CPU."""
         ...
 
     takes_controls: bool

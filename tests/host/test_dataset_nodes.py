@@ -22,9 +22,13 @@ from in_graph_lora.nodes import load_dataset
 from in_graph_lora.nodes.caption_images import CaptionImages
 from in_graph_lora.nodes.load_dataset import LoadDataset, caption_lines, resolve_folder
 from in_graph_lora.nodes.sockets import CATEGORY, TrainDataset
+from in_graph_lora.nodes.video_clips import VideoClips
+from in_graph_lora.trainer.data.clip import ClipOptions
 from in_graph_lora.trainer.data.images import inspect_image
 from in_graph_lora.trainer.errors import DatasetError
 from in_graph_lora.trainer.host import paths
+
+from ..clips import write_clip
 
 GRAPH_IMAGES = paths.graph_images_directory()
 
@@ -66,6 +70,7 @@ def comfy(monkeypatch):
     for node, name in [
         (LoadDataset, "LoadDataset"),
         (CaptionImages, "CaptionImages"),
+        (VideoClips, "VideoClips"),
         (Pictures, "TestPictures"),
         (Sink, "TestSink"),
     ]:
@@ -146,6 +151,29 @@ def test_a_folder_runs_through_both_nodes(comfy, folder):
     [preview] = shown["1"]["images"]
     assert (Path(folder_paths.get_temp_directory()) / preview["subfolder"] / preview["filename"]).is_file()
     assert shown["2"]["text"][0] == "img0.png: a red square"
+
+
+def test_clips_are_taken_as_the_node_in_front_says(comfy, folder):
+    write_clip(folder / "walk.mp4", 30)
+    options = {"frames": 9, "fps": 12.0, "part": "chunks", "chunks": 2, "gifs": False}
+    prompt = {
+        "0": {"class_type": "VideoClips", "inputs": options},
+        "1": load(folder=str(folder), clips=["0", 0]),
+        "2": sink(["1", 0]),
+    }
+    _, shown = comfy(prompt)
+    assert shown["1"]["text"][0].startswith("4 images · 1 clip · 1 skipped")
+    [(dataset, _)] = Sink.got
+    [clip] = [r.clip for r in dataset.records if r.clip]
+    assert (clip.frames, clip.options) == (30, ClipOptions(**options))
+    ran, _ = comfy(prompt)
+    assert ran == []
+    prompt["0"]["inputs"]["frames"] = 17
+    comfy(prompt)
+    assert Sink.got[-1][0].digest != dataset.digest
+    write_clip(folder / "walk.mp4", 20)
+    ran, _ = comfy(prompt)
+    assert ran == ["1", "2"], "an edited clip is noticed"
 
 
 def test_nothing_runs_again_until_a_caption_is_edited(comfy, folder):
@@ -369,9 +397,11 @@ def test_caption_lines_keeps_lists_and_splits_one_text():
                 "images",
                 "captions",
                 "class_folder",
+                "control_folder",
                 "framing",
                 "subfolders",
                 "mask_folder",
+                "clips",
             ],
             ["dataset", "preview", "count"],
         ),

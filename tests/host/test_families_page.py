@@ -35,11 +35,13 @@ trains by its own.
 **In place** says how the family's blocks write their residuals, which training has to make out-of-place: `-`
 not at all, `+=` at next to no cost, `calls` at some microseconds for each operation of a block.
 
+**Frames a second** is what clips are trained at in families of video models; `-` trains still pictures only.
+
 A family that is not listed trains too: the objective comes from its `model_sampling`, the blocks are found
 among its modules, and writes in place are made out-of-place in all of them. The node says so.
 
-| Family | ComfyUI's configuration | Objective | In place | Names in LoRA files |
-|---|---|---|---|---|
+| Family | ComfyUI's configuration | Objective | In place | Frames a second | Names in LoRA files |
+|---|---|---|---|---|---|
 """
 
 NAMES = {"diffusers": "kohya, diffusers' modules", "module": "kohya", "dotted": "`diffusion_model.…`"}
@@ -58,7 +60,8 @@ def row(family: Family) -> str:
         writes = "calls"
     config = f"`{family.config}`" if family.config else "any"
     objective = objectives(family) if family is not UNLISTED else "as the model says"
-    return f"| {family.title} | {config} | {objective} | {writes} | {NAMES[family.file_names]} |\n"
+    fps = "-" if family.fps is None else family.fps or "the clip's own"
+    return f"| {family.title} | {config} | {objective} | {writes} | {fps} | {NAMES[family.file_names]} |\n"
 
 
 def page() -> str:

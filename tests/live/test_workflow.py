@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from workbench.client import Client
+from workbench.dev.server import Server
 from workbench.workflow import override, to_prompt
+
+from ..clips import write_clip
 
 Json = dict[str, Any]
 
@@ -103,3 +106,37 @@ def test_templates_serve_each_example_workflow_with_its_picture(client: Client, 
     assert name in json.loads(fetched(""))["in-graph-lora"]
     for file in (f"{name}.json", f"{name}.jpg"):
         assert fetched(f"/in-graph-lora/{file}") == (WORKFLOWS / file).read_bytes()
+
+
+WAN22 = {
+    "diffusion_models": (
+        "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors",
+        "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors",
+    ),
+    "text_encoders": ("umt5_xxl_fp8_e4m3fn_scaled.safetensors",),
+    "vae": ("wan_2.1_vae.safetensors",),
+}
+
+
+def test_two_stages_of_wan22_are_a_graph_that_the_server_accepts(server: Server, client: Client) -> None:
+    """The model files are empty here, so the graph is validated whole and ends at its first loader."""
+    for folder, names in WAN22.items():
+        (server.base / "models" / folder).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (server.base / "models" / folder / name).touch()
+    write_clip(server.base / "input" / "my_clips" / "a.mp4", 9)
+    workflow = json.loads((WORKFLOWS / "wan22_two_stages.json").read_text(encoding="utf-8"))
+    prompt = to_prompt(workflow, client.object_info())
+    trained = [n["inputs"] for n in prompt.values() if n["class_type"] == "TrainLoRA"]
+    assert len({n["model"][0] for n in trained}) == len({n["name"] for n in trained}) == 2
+    assert [(prompt[n["objective"][0]]["inputs"]["t_min"], n["name"]) for n in trained] == [
+        (0.875, "my_clips_high_noise"),
+        (0, "my_clips_low_noise"),
+    ]
+    result = client.run(prompt)
+    assert result.status == "error"
+    assert "Loader" in str(result.error), result.error
+    clips = {"26": {"class_type": "PreviewImage", "inputs": {"images": ["7", 1]}}}
+    result = client.run({name: prompt[name] for name in ("6", "7")} | clips)
+    assert result.status == "success", result.error
+    assert "1 clip" in str(result.outputs["7"])

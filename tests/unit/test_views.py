@@ -12,8 +12,9 @@ from PIL import Image, ImageOps
 
 from in_graph_lora.trainer.data.buckets import MAX_WHOLE_ASPECT, whole_size
 from in_graph_lora.trainer.data.framing import CROPS, UPSCALING, Framing, own_resolution
+from in_graph_lora.trainer.data.pixels import opened
 from in_graph_lora.trainer.data.records import Dataset, ImageRecord
-from in_graph_lora.trainer.data.views import View, opened, views
+from in_graph_lora.trainer.data.views import View, views
 from in_graph_lora.trainer.errors import ConfigError
 
 

@@ -18,16 +18,16 @@ from torch.nn.functional import adaptive_avg_pool2d
 from ..config import TrainConfig
 from ..errors import DatasetError, shortened
 from ..events import Emit, Notice, Phase
-from ..files import sha256
 from ..ports import Conditioning, ControlPictures, Controls, LatentEncoder, TextEncoder, Traces
 from .batches import CachedSample, Sample
 from .drawn_masks import drawn_mask
 from .images import open_image
+from .pixels import pixels
 from .records import Dataset, ImageRecord
 from .store import Entry, Store, key_of
 from .stored import SampleLost, StoredSample
 from .variation import Captions, Variation
-from .views import View, opened, views
+from .views import View, views
 
 FORMAT = 1
 """Of the entries; counts up when the same keys would name something else."""
@@ -209,7 +209,7 @@ class SampleCache:
                 for i, picture in enumerate(missing):
                     self._progress("encoding pictures", i, len(missing))
                     for after in itertools.islice(waiting, _AHEAD - len(coming)):
-                        coming.append(pool.submit(_pixels, after.record, after.view))
+                        coming.append(pool.submit(pixels, after.record, after.view))
                     entry = self._encode_picture(picture.record, *coming.popleft().result())
                     self.store.put(picture.key, entry)
                     shapes[picture.key] = tuple(entry.tensors["latent"].shape)
@@ -221,7 +221,7 @@ class SampleCache:
         """From the store, or encoded anew if it went in the meantime."""
         entry = self.store.get(picture.key)
         if entry is None:
-            entry = self._encode_picture(picture.record, *_pixels(picture.record, picture.view))
+            entry = self._encode_picture(picture.record, *pixels(picture.record, picture.view))
             self.store.put(picture.key, entry)
         return entry.tensors["latent"]
 
@@ -241,8 +241,8 @@ class SampleCache:
         own = {p.controls: p for p in pictures if p.controls and not self._has(p.controls)}
         for i, picture in enumerate(own.values()):
             self._progress("encoding control pictures", i, len(own))
-            pixels, mask = _pixels(picture.record, picture.view)
-            controls = self.latents.controls(_control_pictures(picture.record, picture.view, pixels, mask))
+            shown, mask = pixels(picture.record, picture.view)
+            controls = self.latents.controls(_control_pictures(picture.record, picture.view, shown, mask))
             self.store.put(picture.controls, self.latents.pack_controls(controls))
 
     @torch.no_grad()
@@ -380,17 +380,6 @@ def _texts(record: ImageRecord, config: TrainConfig, *, live: bool) -> _Texts:
         empty=objective.caption_dropout > 0 and not live,
         class_prompt=prior.class_prompt if prior.preserves_output else "",
     )
-
-
-def _pixels(record: ImageRecord, view: View) -> tuple[Tensor, Tensor | None]:
-    """The picture as it is trained, and its mask [H, W]."""
-    image, hidden = opened(record)
-    pixels = view.cut(image)
-    mask = None if hidden is None else view.cut_mask(hidden)
-    for path, digest in ((record.path, record.digest), (record.mask, record.mask_digest)):
-        if path is not None and sha256(path) != digest:
-            raise DatasetError(f"{path.name} has changed since the dataset was loaded; run the graph again")
-    return pixels, mask
 
 
 def _control_pictures(

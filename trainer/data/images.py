@@ -51,7 +51,8 @@ class Examined:
     """(width, height) in pixels, after EXIF rotation."""
     digest: str
     """sha256 of the file's bytes, hex."""
-    traits: Traits
+    traits: Traits | None
+    """None of a clip."""
     transparent: bool
     """Whether a part of it is."""
     animated: bool

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import DatasetError
 from ..files import clear_unfinished
+from .clip import CLIPS, ClipOptions
 from .framing import Framing
 from .images import examine, save_tensor
 from .layouts.archive import is_archive, unpacked
@@ -33,6 +34,7 @@ def joined(
     subfolders: bool = False,
     mask_folder: Path | None = None,
     unpack_into: Path | None = None,
+    clips: ClipOptions = CLIPS,
 ) -> Dataset:
     """Pictures of the folder, then connected ones [H, W, C], then those of the class. Raises DatasetError.
 
@@ -40,7 +42,12 @@ def joined(
     control_folders: of the pictures in `folder`.
     """
     read = partial(
-        scan_folder, resolution=resolution, on_file=on_file, framing=framing, subfolders=subfolders
+        scan_folder,
+        resolution=resolution,
+        on_file=on_file,
+        framing=framing,
+        subfolders=subfolders,
+        clips=clips,
     )
     if captions and not images:
         raise DatasetError(

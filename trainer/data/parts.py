@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 
 from ..errors import DatasetError, shortened
+from ..files import natural_key
+from .clips import CLIP_SUFFIXES, FRAME_FOLDER
 from .controls import alone, controls_beside
 from .formats import OTHER_PICTURES
 from .formats import SUFFIXES as IMAGE_SUFFIXES
@@ -44,7 +46,8 @@ class Part:
     @cached_property
     def _own(self) -> list[Path]:
         """Pictures and control pictures."""
-        return [p for p in self.files if p.suffix.lower() in IMAGE_SUFFIXES and not _is_mask(p)]
+        read = IMAGE_SUFFIXES | CLIP_SUFFIXES
+        return [p for p in self.files if p.suffix.lower() in read and not _is_mask(p)]
 
     @cached_property
     def controls(self) -> dict[str, list[Path]]:
@@ -155,7 +158,7 @@ def _listing(folder: Path) -> Listing:
             raise DatasetError(f"{folder}: is a file; give the folder that holds the pictures")
         visible = (p for p in folder.iterdir() if not p.name.startswith("."))
         found = sorted(visible, key=lambda p: natural_key(p.name))
-        kinds = [p.is_dir() for p in found]
+        kinds = [p.is_dir() and p.suffix.lower() != FRAME_FOLDER for p in found]
     except OSError as e:
         why = (e.strerror or str(e)).lower()
         raise DatasetError(f"{folder}: the folder cannot be read ({why}); check its permissions") from e
@@ -163,12 +166,6 @@ def _listing(folder: Path) -> Listing:
         raise DatasetError(f"{str(folder)!r}: is not a path ({e}); type it again") from e
     files = tuple(p for p, is_dir in zip(found, kinds, strict=True) if not is_dir)
     return files, tuple(p for p, is_dir in zip(found, kinds, strict=True) if is_dir)
-
-
-def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sorts numbers in names by value: img2 before img10."""
-    parts = re.split(r"([0-9]+)", name.casefold())
-    return [int(p) if i % 2 else p for i, p in enumerate(parts)], name
 
 
 def confine(path: Path, root: Path) -> None:

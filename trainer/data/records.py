@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import DatasetError
 from ..text import readable
+from .clip import Clip
 from .framing import Box, Framing, Role
 from .traits import Traits
 
@@ -26,7 +27,7 @@ class Control:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRecord:
-    """One picture and its caption. Pixels stay on disk until they are needed."""
+    """One picture or clip and its caption. Pixels stay on disk until they are needed."""
 
     path: Path
     caption: str
@@ -54,6 +55,8 @@ class ImageRecord:
     """In the order in which the network is given them."""
     drawn_mask: int | None = None
     """Number of the mask that is drawn for an inpaint model; see `drawn_masks`."""
+    clip: Clip | None = None
+    """None for a picture."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "caption", readable(self.caption))
@@ -75,7 +78,8 @@ class ImageRecord:
 
     def views_at(self, resolution: int) -> int:
         """How many views of it are trained, in a dataset of this resolution; `views.views` gives them."""
-        return len(self.framing.sides(self.size, resolution)) * self.framing.of_role(self.role).variants
+        pictures = len(self.framing.sides(self.size, resolution)) * self.framing.of_role(self.role).variants
+        return pictures * max(1, len(self.clip.spans) if self.clip else 1)
 
     def with_role(self, role: Role) -> ImageRecord:
         return replace(self, role=role)
@@ -147,5 +151,6 @@ class Dataset:
             parts += (r.captions,) if r.captions else ()
             if r.controls or r.drawn_mask is not None:
                 parts += ([c.digest for c in r.controls], r.drawn_mask)
+            parts += (r.clip,) if r.clip else ()
             h.update("\0".join(["", *map(str, parts)]).encode())
         return h.hexdigest()

@@ -21,6 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import DatasetError, shortened
+from .clip import CLIPS, Clip, ClipOptions
+from .clips import CLIP_SUFFIXES, state
 from .controls import ControlFinder
 from .formats import OTHER_PICTURES
 from .formats import SUFFIXES as IMAGE_SUFFIXES
@@ -31,10 +33,13 @@ from .layouts.archive import archive_fingerprint, check_archive, is_archive
 from .layouts.source import Source
 from .metadata import METADATA_NAMES, SIDECAR_SUFFIXES, Described, read_metadata, read_text
 from .parts import Part, confine, parts_of, problem_of
+from .pixels import inspect
 from .records import Dataset, ImageRecord, Problem, Role
 
 MAX_THREADS = 4
 """That decode at once: each may need 128 million pixels of memory."""
+
+Seen = tuple[Examined, "Clip | None"]
 
 
 def scan_folder(
@@ -48,6 +53,7 @@ def scan_folder(
     subfolders: bool = False,
     mask_folder: Path | None = None,
     control_folders: Sequence[Path] = (),
+    clips: ClipOptions = CLIPS,
 ) -> Dataset:
     """All usable pictures of a folder in natural order (img2 before img10); those in subfolders come last.
 
@@ -74,7 +80,7 @@ def scan_folder(
 
     for source, parts in read:
         own = replace(framing or Framing(), **source.framing)
-        records += _records(source, parts, own, control_folders, problems, count)
+        records += _records(source, parts, own, control_folders, clips, problems, count)
     records = [replace(r, repeats=r.repeats * repeats, role=_role(r, role)) for r in records]
     if not records:
         raise DatasetError(_nothing_usable(root, total, problems))
@@ -91,6 +97,7 @@ def _records(
     parts: list[Part],
     framing: Framing,
     control_folders: Sequence[Path],
+    clips: ClipOptions,
     problems: list[Problem],
     count: Callable[[], None],
 ) -> list[ImageRecord]:
@@ -100,14 +107,14 @@ def _records(
     records: list[ImageRecord] = []
     pictures = [(part, path) for part in parts for path in part.pictures]
     # Closed also when `count` raises: a traceback would keep the threads at work.
-    with closing(_examined([path for _, path in pictures], root)) as looks:
+    with closing(_examined([path for _, path in pictures], root, clips)) as looks:
         for (part, path), seen in zip(pictures, looks, strict=True):
             count()
             if path in finder.named:
                 continue
             row = listed.pop(path, Described())
             try:
-                found = seen()
+                found, clip = seen()
             except DatasetError as e:
                 problems.append(problem_of(path, e))
                 continue
@@ -127,6 +134,7 @@ def _records(
                     focus=row.focus_in(found.size),
                     traits=found.traits,
                     animated=found.animated,
+                    clip=clip,
                     controls=finder.of(path, part.controls.get(path.stem, ()), row),
                 )
             )
@@ -139,15 +147,15 @@ def _records(
     return records
 
 
-def _examined(paths: Sequence[Path], root: Path) -> Generator[Callable[[], Examined]]:
+def _examined(paths: Sequence[Path], root: Path, clips: ClipOptions) -> Generator[Callable[[], Seen]]:
     """For each picture what gives what was found of it, or raises: a few threads decode a little ahead."""
 
-    def look(path: Path) -> Examined:
+    def look(path: Path) -> Seen:
         confine(path, root)
-        return examine(path)
+        return inspect(path, clips)
 
     pool = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1), "in-graph-lora-scan")
-    waiting = deque[Future[Examined]]()
+    waiting = deque[Future[Seen]]()
     try:
         for path in paths:
             waiting.append(pool.submit(look, path))
@@ -196,13 +204,13 @@ def folder_fingerprint(folder: str | os.PathLike[str], *, subfolders: bool = Fal
 
 def _add_file(h: hashlib._Hash, path: Path, root: Path) -> None:
     text = _is_text(path)
-    if not text and path.suffix.lower() not in IMAGE_SUFFIXES | OTHER_PICTURES:
+    if not text and path.suffix.lower() not in IMAGE_SUFFIXES | OTHER_PICTURES | CLIP_SUFFIXES:
         return
     h.update(b"\0" + os.fsencode(path))
     try:
         confine(path, root)
-        info = path.stat()
-        h.update(f"\0{info.st_size}\0{info.st_mtime_ns}".encode())
+        size, changed = state(path)
+        h.update(f"\0{size}\0{changed}".encode())
         if text:
             h.update(read_text(path).encode("utf-8", "surrogatepass"))
     except (DatasetError, OSError) as e:

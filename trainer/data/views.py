@@ -15,8 +15,9 @@ from PIL import Image, ImageEnhance
 
 from ..rng import stream
 from .buckets import bucket_size, whole_size
+from .clip import Span
 from .framing import Box, Framing
-from .images import WHITE, cover_box, on_colour, open_image, scaled, to_pixels
+from .images import WHITE, cover_box, on_colour, scaled, to_pixels
 from .records import ImageRecord
 
 PLAIN = (1.0, 1.0, 1.0)
@@ -39,9 +40,15 @@ class View:
     """Factors on brightness, contrast and saturation."""
     background: tuple[int, int, int] = WHITE
     """Under what is transparent."""
+    span: Span | None = None
+    """The frames, of a clip whose model is known."""
+
+    @property
+    def frames(self) -> int:
+        return self.span.frames if self.span else 1
 
     def cut(self, image: Image.Image) -> torch.Tensor:
-        """The part of an upright picture in mode RGB or RGBA, [H, W, 3], float32, 0 to 1."""
+        """The part of an upright picture or frame in mode RGB or RGBA, [H, W, 3], float32, 0 to 1."""
         return to_pixels(self.picture(image))
 
     def picture(self, image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
@@ -69,16 +76,6 @@ class View:
         return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flipped else part
 
 
-def opened(record: ImageRecord) -> tuple[Image.Image, Image.Image | None]:
-    """The picture and its mask, decoded, as `View.cut` and `View.cut_mask` take them. Raises DatasetError."""
-    image = open_image(record.path, alpha=True)
-    if record.mask is None:
-        return image, None
-    if record.mask != record.path:
-        return image, open_image(record.mask)
-    return image, image if image.mode == "RGBA" else Image.new("RGB", image.size, WHITE)
-
-
 def views(record: ImageRecord, *, resolution: int, step: int = 1) -> list[View]:
     """The views of a picture in a dataset of this resolution, `record.views_at(resolution)` of them.
 
@@ -88,6 +85,7 @@ def views(record: ImageRecord, *, resolution: int, step: int = 1) -> list[View]:
     framing = record.framing.of_role(record.role)
     shape = whole_size if framing.crop == "none" else bucket_size
     step = math.lcm(framing.step, step)
+    spans = (record.clip.spans if record.clip else ()) or (None,)
     found = []
     for side in framing.sides(record.size, resolution):
         size = shape(*record.size, resolution=side, step=step)
@@ -100,9 +98,11 @@ def views(record: ImageRecord, *, resolution: int, step: int = 1) -> list[View]:
                 flipped=flipped,
                 colour=colour,
                 background=framing.background,
+                span=span,
             )
             for i, (box, flipped) in enumerate(variants)
             for colour in (PLAIN, *_colours(record, framing, i))
+            for span in spans
         ]
     return found
 

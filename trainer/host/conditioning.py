@@ -93,17 +93,20 @@ class HostTextEncoder:
         patcher: ModelPatcher,
         guidance: float = 1.0,
         caption_syntax: str = "text",
+        frame_rate: float | None = None,
         *,
         identity: str = "",
         network_identity: str = "",
     ) -> None:
-        """identity: `identity.conditions_identity`; "" is like no other encoder's."""
+        """frame_rate: what a video model that asks for it is told (LTX-Video); None is its own default.
+        identity: `identity.conditions_identity`; "" is like no other encoder's."""
         self.identity = identity or uuid.uuid4().hex
         self.network_identity = network_identity or self.identity
         self.clip = clip
         self.tokenize = CaptionTokenizer(clip, caption_syntax)
         self.patcher = patcher
         self.guidance = guidance
+        self.frame_rate = frame_rate
         self.told_crops = model_family(patcher).told_crops
         self._encoded: OrderedDict[str, dict[str, Any]] = OrderedDict()
 
@@ -191,6 +194,8 @@ class HostTextEncoder:
         )
         if self.patcher.model.model_config.unet_config.get("guidance_embed"):
             params["guidance"] = self.guidance
+        if self.frame_rate:
+            params["frame_rate"] = self.frame_rate
         if view is not None and self.told_crops:
             params |= crop_conditions(view)
         conds = self.patcher.model.extra_conds(**params)

@@ -1,4 +1,4 @@
-"""Pictures to latents, by the VAE of the graph."""
+"""Pictures and clips to latents, by the VAE of the graph."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..data.store import Entry
 from ..errors import ModelError
 from ..ports import ControlPictures
 from . import kept_conditions
+from .model import model_family
 from .references import ControlEncoder, HostControls
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class HostLatentEncoder:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        latent = self.vae.encode(pixels.unsqueeze(0))
+        latent = self.vae.encode(pixels if pixels.ndim == 4 else pixels.unsqueeze(0))
         latent = self.model.process_latent_in(latent.float())
         return latent[0].to("cpu", torch.float32, copy=True)
 
@@ -63,6 +64,17 @@ def check_vae(vae: VAE, patcher: ModelPatcher) -> None:
             f"the VAE makes latents of {have} channels and the model needs {want};"
             " connect the VAE that belongs to this model"
         )
+
+
+def clip_step(vae: VAE, patcher: ModelPatcher) -> int:
+    """s of the 1 + k s frames that VAE and network take; 0 where clips cannot be trained."""
+    stills_only = model_family(patcher).fps is None or patcher.model.latent_format.latent_dimensions != 3
+    step = vae.temporal_compression_decode()
+    if stills_only or not step or vae.latent_dim != 3 or vae.not_video:
+        return 0
+    latents, frames = vae.downscale_ratio[0], vae.upscale_ratio[0]
+    regular = all(frames(latents(n)) == n for n in (1, 1 + step, 1 + 8 * step))
+    return step if regular and step > 1 else 0
 
 
 def pixel_step(vae: VAE, patcher: ModelPatcher) -> int:

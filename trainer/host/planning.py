@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
-import comfy.sample
 import psutil
 import torch
 from PIL import Image
@@ -24,7 +23,7 @@ from ..data.batches import CachedSample
 from ..data.prefetch import AHEAD
 from ..data.records import Dataset
 from ..data.store import IN_MEMORY
-from ..data.views import views
+from ..data.views import View, views
 from ..events import Emit, Notice, Phase, Planned
 from ..measure import measure
 from ..memory.advice import explained_out_of_memory
@@ -39,6 +38,7 @@ from .kept_samples import limit
 from .model import model_family
 from .progress import check_interrupt
 from .references import ControlEncoder, HostControls, to_sample
+from .sample import empty_latent
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -74,9 +74,10 @@ def plan_run(
     """
     memory = config.memory
     manual = memory.fit == "manual"
-    size, batch = _largest(dataset, config, pixel_step(vae, model))
-    controls = ControlEncoder(model, vae, clip)(_largest_controls(dataset, size))
-    samples, cached = _samples(model, encode, dataset, config, size, batch, controls)
+    largest, batch = _largest(dataset, config, pixel_step(vae, model))
+    controls = ControlEncoder(model, vae, clip)(_largest_controls(dataset, largest.size))
+    empty = empty_latent(model, vae, *largest.size, largest.frames)[0]
+    samples, cached = _samples(encode, dataset, config, empty, batch, controls)
     key = _key(config, prints, samples)
     if key not in _measured:
         emit(Phase(name="trying out one step", done=0, total=1))
@@ -101,7 +102,8 @@ def plan_run(
     before = folder.config().get("memory", {}).get("base_precision") if folder else None
     precisions = (before,) if before in BASE_PRECISIONS else tuple(available())
     plan = Plan(
-        batch=f"{batch} × {size[0]}×{size[1]}",
+        batch=f"{batch} × {largest.size[0]}×{largest.size[1]}"
+        + (f" × {largest.frames} frames" if largest.frames > 1 else ""),
         chosen=planned(found, memory, free, precisions),
         measured=found,
         device_free=free,
@@ -122,27 +124,25 @@ def wanted(memory: MemoryConfig) -> MemoryConfig:
     return MemoryConfig(precision=memory.precision, compile=memory.compile)
 
 
-def _largest(dataset: Dataset, config: TrainConfig, step: int) -> tuple[tuple[int, int], int]:
-    """((width, height) of the largest bucket, pictures that go through the network at once)."""
+def _largest(dataset: Dataset, config: TrainConfig, step: int) -> tuple[View, int]:
+    """(the view with the most pixels, pictures that go through the network at once)."""
     used = [r for r in dataset.records if r.role != "class" or config.prior.uses_pictures]
-    sizes = {v.size for r in used for v in views(r, resolution=dataset.resolution, step=step)}
-    return max(sizes, key=lambda s: (s[0] * s[1], s)), min(config.data.batch_size, max(1, dataset.shown))
+    seen = (v for r in used for v in views(r, resolution=dataset.resolution, step=step))
+    largest = max(seen, key=lambda v: (v.size[0] * v.size[1] * v.frames, v.size, v.frames))
+    return largest, min(config.data.batch_size, max(1, dataset.shown))
 
 
 def _samples(
-    model: ModelPatcher,
     encode: Encode,
     dataset: Dataset,
     config: TrainConfig,
-    size: tuple[int, int],
+    empty: Tensor,
     batch: int,
     controls: HostControls | None,
 ) -> tuple[list[CachedSample], int]:
-    """A batch with latents of this size, the longest caption and these control pictures, and what samples
+    """A batch with latents like `empty`, the longest caption and these control pictures, and what samples
     take of memory in bytes."""
-    empty = torch.zeros([1, 4, size[1] // 8, size[0] // 8])
-    shape = comfy.sample.fix_empty_latent_channels(model, empty, 8).shape[1:]
-    latent = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    latent = torch.randn(empty.shape, generator=torch.Generator().manual_seed(0))
     caption = max((text for r in dataset.records for text in r.texts), key=len)
     live = config.optimizer.text_encoder_lr > 0
     with torch.no_grad():

@@ -16,8 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import PreviewConfig
+from ..data.clip_spans import frame_rate
 from ..data.records import Dataset
+from ..errors import ModelError
 from ..pictures.drawing import to_pil
+from .encode import clip_step
 from .references import ControlEncoder, HostControls, to_sample
 
 if TYPE_CHECKING:
@@ -36,16 +39,43 @@ class SampleSettings:
     scheduler: str
     width: int
     height: int
+    frames: int = 1
+    """Of a video model; rounded down to what its VAE takes."""
+
+
+def empty_latent(model: ModelPatcher, vae: VAE, width: int, height: int, frames: int = 1) -> Tensor:
+    """[1, C, H, W] or [1, C, T, H, W], zeros: as the stock node of the model's family makes it.
+
+    frames: at least 1. Raises ModelError for more than one where the model has no time.
+    """
+    latent = torch.zeros([1, 4, height // 8, width // 8])
+    latent = comfy.sample.fix_empty_latent_channels(model, latent, 8)
+    if frames == 1:
+        return latent
+    step = clip_step(vae, model)
+    if not step:
+        name = type(model.model).__name__
+        raise ModelError(f"frames is {frames} but {name} with this VAE makes still pictures; set frames to 1")
+    return latent.repeat(1, 1, 1 + (frames - 1) // step, 1, 1)
 
 
 def encode_prompt(
-    clip: CLIP, text: str, references: HostControls | None = None, *, negative: bool = False
+    clip: CLIP,
+    text: str,
+    references: HostControls | None = None,
+    *,
+    negative: bool = False,
+    frame_rate: float | None = None,
 ) -> list[Any]:
-    """As the stock CLIPTextEncode does, or the stock node for these control pictures."""
+    """As the stock CLIPTextEncode does, or the stock node for these control pictures; with a frame rate, as
+    LTXVConditioning behind it."""
+    values: dict[str, Any] = {"frame_rate": frame_rate} if frame_rate else {}
     if references is None:
-        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
-    encoded = references.encode_text(clip, text, negative=negative)
-    return node_helpers.conditioning_set_values(encoded, dict(references.values))
+        encoded = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    else:
+        encoded = references.encode_text(clip, text, negative=negative)
+        values |= references.values
+    return node_helpers.conditioning_set_values(encoded, values) if values else encoded
 
 
 def sample_image(
@@ -57,9 +87,11 @@ def sample_image(
     settings: SampleSettings,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """[1, H, W, 3] in 0..1: the picture that EmptyLatentImage, KSampler and VAEDecode give for this seed."""
-    latent = torch.zeros([1, 4, settings.height // 8, settings.width // 8])
-    latent = comfy.sample.fix_empty_latent_channels(model, latent, 8)
+    """[1, H, W, 3] in 0..1: the picture that EmptyLatentImage, KSampler and VAEDecode give for this seed.
+
+    Of a clip the first, the middle and the last frame, side by side.
+    """
+    latent = empty_latent(model, vae, settings.width, settings.height, settings.frames)
     noise = comfy.sample.prepare_noise(latent, seed)
 
     def callback(step: int, x0: Tensor, x: Tensor, total: int) -> None:
@@ -81,7 +113,9 @@ def sample_image(
         seed=seed,
     )
     images = vae.decode(samples)
-    return images.reshape(-1, *images.shape[-3:])[:1].clamp(0, 1)
+    images = images.reshape(-1, *images.shape[-3:])
+    shown = dict.fromkeys((0, (len(images) - 1) // 2, len(images) - 1) if settings.frames > 1 else (0,))
+    return torch.cat([images[i] for i in shown], dim=1)[None].clamp(0, 1)
 
 
 class PreviewSampler:
@@ -102,8 +136,11 @@ class PreviewSampler:
             scheduler=config.scheduler,
             width=config.width or size,
             height=config.height or size,
+            frames=config.frames,
         )
-        self.settings = f"{config.negative!r} seed {config.seed} {self._settings}"
+        self.frame_rate = frame_rate(dataset)
+        told = f" {self.frame_rate:g} fps" if self.frame_rate else ""
+        self.settings = f"{config.negative!r} seed {config.seed} {self._settings}{told}"
         controlled = [r for r in dataset.records if r.controls and r.role != "class"]
         held_out = [r for r in controlled if r.role == "validation"]
         shown = held_out or controlled
@@ -124,10 +161,13 @@ class PreviewSampler:
                     clip = patched or clip
                 shown = self._controls()
                 unwanted = {
-                    c: encode_prompt(clip, self.config.negative, c, negative=True)
+                    c: encode_prompt(clip, self.config.negative, c, negative=True, frame_rate=self.frame_rate)
                     for c in dict.fromkeys(shown)
                 }
-                encoded = [encode_prompt(clip, p, c) for p, c in zip(self.prompts, shown, strict=True)]
+                encoded = [
+                    encode_prompt(clip, p, c, frame_rate=self.frame_rate)
+                    for p, c in zip(self.prompts, shown, strict=True)
+                ]
             for i, (positive, c) in enumerate(zip(encoded, shown, strict=True)):
                 negative, seed = unwanted[c], (self.config.seed + i) % 2**64
                 with torch.inference_mode():  # not across a yield: it belongs to the thread

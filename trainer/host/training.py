@@ -17,6 +17,7 @@ from ..adapters.readers import read_start
 from ..adapters.start import StartingLora
 from ..config import MemoryConfig, TrainConfig
 from ..data.cache import SampleCache, cut_to_fit
+from ..data.clip_spans import fitted, frame_rate
 from ..data.drawn_masks import with_drawn_masks
 from ..data.records import Dataset
 from ..errors import TrainingError, shortened
@@ -32,7 +33,7 @@ from ..session import Destination, train_lora
 from . import lora, paths
 from .class_images import with_class_images
 from .conditioning import HostTextEncoder
-from .encode import HostLatentEncoder, pixel_step
+from .encode import HostLatentEncoder, clip_step, pixel_step
 from .identity import (
     clip_fingerprint,
     conditions_identity,
@@ -202,13 +203,14 @@ def _checked(
 ) -> _Job:
     """Raises what `preflight.check` does; says what the user must know of settings and model."""
     config = replace(config, memory=wanted(config.memory))
+    dataset, told = _with_clips(dataset, model, vae)
     dataset = suited(dataset, model, clip, emit).hold_out(config.validation.held_out)
     if way_of(model).masks:
         dataset = with_drawn_masks(dataset)
     start = _starting_lora(model, config, emit)
     process = noise_process(model.get_model_object("model_sampling"))
     check(config, dataset, model.model.diffusion_model, process, start)
-    for remark in remarks(config, dataset):
+    for remark in (*told, *remarks(config, dataset)):
         emit(Notice(message=remark))
     steps = config.total_steps(dataset.shown)
     if model_family(model) is UNLISTED:
@@ -218,7 +220,7 @@ def _checked(
                 message=f"{name} is no family that we have tested; training by what the model says of itself"
             )
         )
-    prints, identities = _fingerprints(model, clip, vae, config, emit)
+    prints, identities = _fingerprints(model, clip, vae, config, frame_rate(dataset), emit)
     return _Job(
         model=_computing_in(model, config.memory.precision),
         clip=clip,
@@ -233,10 +235,22 @@ def _checked(
             model,
             config.objective.guidance,
             config.data.caption_syntax,
+            frame_rate(dataset),
             identity=identities.conditions,
             network_identity=identities.network,
         ),
         emit=emit,
+    )
+
+
+def _with_clips(dataset: Dataset, model: ModelPatcher, vae: VAE) -> tuple[Dataset, list[str]]:
+    """The dataset with the frames that this model trains, and what the user must be told."""
+    family = model_family(model)
+    return fitted(
+        dataset,
+        step=clip_step(vae, model),
+        rate=family.fps or 0,
+        model=family.title or type(model.model).__name__,
     )
 
 
@@ -272,9 +286,10 @@ class _Identities:
 
 
 def _fingerprints(
-    model: ModelPatcher, clip: CLIP, vae: VAE, config: TrainConfig, emit: Emit
+    model: ModelPatcher, clip: CLIP, vae: VAE, config: TrainConfig, rate: float | None, emit: Emit
 ) -> tuple[tuple[str, ...], _Identities]:
     """Everything outside the config that decides the weights; the model's own comes first.
+    rate: of the frames of clips.
 
     Where something cannot be told, this run is taken for no other, and that is said.
     """
@@ -293,7 +308,7 @@ def _fingerprints(
     if config.adapter.start_from:
         prints.append(sha256(paths.lora_path(config.adapter.start_from)))
     of_model, of_clip, of_vae = found
-    settings = (config.objective.guidance, config.data.caption_syntax, config.memory.precision)
+    settings = (config.objective.guidance, config.data.caption_syntax, config.memory.precision, rate)
     identities = _Identities(
         latents=known(latents_identity(of_vae, model)),
         conditions=known(conditions_identity(of_clip, model, *settings)),

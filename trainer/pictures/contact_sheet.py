@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from ..data.images import open_image
+from ..data.pixels import opened
 from ..data.records import Dataset, ImageRecord
-from ..data.views import View, opened, views
+from ..data.views import View, views
 from .drawing import to_tensor, writer
 
 CELL = 192
@@ -51,17 +52,19 @@ def contact_sheet(dataset: Dataset, max_images: int = 24) -> torch.Tensor:
 
 
 def title(dataset: Dataset, shown: int | None = None) -> str:
-    """For example "12 images · 2 masked · 1 skipped · 3 buckets"."""
+    """For example "12 images · 3 clips · 2 masked · 1 skipped · 3 buckets"."""
     buckets = {v.size for r in dataset.records for v in views(r, resolution=dataset.resolution)}
     counts = ((len(dataset), "image"), (len(buckets), "bucket"))
     images, kinds = (f"{n} {word}{'' if n == 1 else 's'}" for n, word in counts)
     more = f" · first {shown} shown" if shown is not None and shown < len(dataset) else ""
+    clips = sum(r.clip is not None for r in dataset.records)
+    moving = f" · {clips} clip{'' if clips == 1 else 's'}" if clips else ""
     masks = sum(r.mask is not None for r in dataset.records)
     masked = f" · {masks} masked" if masks else ""
     controls = sum(bool(r.controls) for r in dataset.records)
     masked += f" · {controls} with control pictures" if controls else ""
     skipped = sum(p.skipped for p in dataset.problems)
-    return f"{images}{masked} · {skipped} skipped · {kinds}{more}"
+    return f"{images}{moving}{masked} · {skipped} skipped · {kinds}{more}"
 
 
 def _cell(record: ImageRecord, view: View) -> Image.Image:
@@ -100,4 +103,7 @@ def _label(record: ImageRecord, shown_as: list[View]) -> str:
     more = f" · {len(shown_as)} views" if len(shown_as) > 1 else ""
     role = "" if record.role == "instance" else f" {record.role}"
     weight = "" if record.weight == 1 else f" weight {record.weight:g}"
-    return f"{width}x{height} · {record.repeats}x{role}{weight}{more}"
+    clip = record.clip
+    rate = f" {clip.fps:.4g} fps" if clip and clip.fps else ""
+    length = f" · {clip.frames} frames{rate}" if clip else ""
+    return f"{width}x{height} · {record.repeats}x{role}{weight}{more}{length}"
