@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from in_graph_lora.trainer.data import images
-from in_graph_lora.trainer.files import natural_key
 from in_graph_lora.trainer.data.scan import check_folder, folder_fingerprint, scan_folder
 from in_graph_lora.trainer.errors import DatasetError
+from in_graph_lora.trainer.files import natural_key
 
 
 def picture(path, size=(40, 30), colour=(200, 30, 60)):
