@@ -14,8 +14,9 @@ from in_graph_lora.trainer.config import MemoryConfig, ObjectiveConfig, Optimize
 from in_graph_lora.trainer.data.cache import TrainingData
 from in_graph_lora.trainer.data.drawn_masks import MASKS, drawn_mask, with_drawn_masks
 from in_graph_lora.trainer.data.scan import scan_folder
-from in_graph_lora.trainer.errors import DatasetError
+from in_graph_lora.trainer.errors import DatasetError, ModelError
 from in_graph_lora.trainer.events import Event, Notice
+from in_graph_lora.trainer.host import references
 from in_graph_lora.trainer.host.model import borrowed
 from in_graph_lora.trainer.host.references import suited, way_of
 from in_graph_lora.trainer.memory.checkpointing import checkpointed
@@ -240,3 +241,10 @@ def test_a_run_on_control_pictures_goes_to_the_end(name: str, folder: Path, tmp_
     assert all(t.isfinite().all() for t in ups)
     moved = [float(t.abs().max() > 0) for t in ups]
     assert sum(moved) / len(moved) > 0.8  # a last block has text layers that lead nowhere
+
+
+def test_a_node_that_this_comfyui_lacks_is_named() -> None:
+    with pytest.raises(ModelError, match="this ComfyUI has no node TextEncodeNobody"):
+        references._node("comfy_extras.nodes_qwen", "TextEncodeNobody")
+    with pytest.raises(ModelError, match="update ComfyUI"):
+        references._node("comfy_extras.nodes_nobody", "TextEncodeNobody")

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..data.buckets import bucket_size
 from ..data.images import fit, open_image
 from ..data.records import Dataset, ImageRecord
-from ..errors import DatasetError, shortened
+from ..errors import DatasetError, ModelError, shortened
 from ..events import Emit, Notice
 from ..pictures.drawing import to_tensor
 from ..ports import ControlPictures
@@ -71,7 +71,13 @@ class SeenBy:
 
 
 def _node(module: str, name: str) -> Any:
-    return getattr(importlib.import_module(module), name)
+    """A node class of ComfyUI's own. Raises ModelError if this version has none of the name."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as e:
+        raise ModelError(
+            f"this ComfyUI has no node {name}, by which the model is given control pictures; update ComfyUI"
+        ) from e
 
 
 def _blank() -> list[Any]:
