@@ -154,6 +154,7 @@ def test_every_family_is_asked_and_lets_the_model_answer(seeing):
 def test_an_embedding_in_a_prompt_is_not_loaded(qwen, tmp_path, monkeypatch):
     import comfy.sd1_clip as sd1
 
+    monkeypatch.setattr(qwen.tokenizer.qwen3vl_4b, "embedding_directory", str(tmp_path))
     monkeypatch.setattr(sd1, "load_embed", lambda *_: pytest.fail("a file was looked for"))
     captioner = ClipCaptioner(qwen, CaptionRequest(prompt="what is embedding:foo ?", max_length=1))
     with torch.inference_mode():
