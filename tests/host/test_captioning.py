@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -235,8 +237,10 @@ def test_a_folder_of_transformers_is_given_room_and_leaves_nothing_behind(llm, m
     _, start = folder_captioner("tiny-blip", CaptionRequest(max_length=3))
     with torch.inference_mode(), start() as captioner:
         assert len(captioner.caption(pictures(1), 0)) == 1
+        model = weakref.ref(captioner._model)
+    gc.collect()
+    assert model() is None
     assert asked == [1.3 * (llm / "tiny-blip" / "model.safetensors").stat().st_size]
-    assert captioner._model is None
 
 
 # --- the node --------------------------------------------------------------------------------------------
