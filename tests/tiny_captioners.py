@@ -1,4 +1,4 @@
-"""Captioners in their real file formats, without knowledge: BLIP and LLaVA of transformers, a WD tagger."""
+"""Captioners in their real file formats, without knowledge: four models of transformers, and a WD tagger."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ def vocabulary(*special: str) -> dict[str, int]:
     return {word: i for i, word in enumerate(words)}
 
 
-def tokenizer(*special: str) -> Any:
+def tokenizer(*special: str, **named: str) -> Any:
+    """named: those of the special tokens that a processor asks for by an attribute."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel(vocabulary(*special), unk_token="[UNK]"))
+    words = Tokenizer(models.WordLevel(vocabulary(*special, *named.values()), unk_token="[UNK]"))
+    words.add_special_tokens([*special, *named.values()])
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=words,
@@ -38,7 +40,7 @@ def tokenizer(*special: str) -> Any:
         pad_token="[PAD]",
         bos_token="[CLS]",
         eos_token="[SEP]",
-        additional_special_tokens=list(special),
+        **({"extra_special_tokens": named} if named else {"additional_special_tokens": list(special)}),
     )
 
 
@@ -105,6 +107,72 @@ def llava(folder: Path, chat: str = CHAT) -> Path:
         chat_template=chat,
     )
     return _saved(LlavaForConditionalGeneration(config), processor, folder)
+
+
+def florence2(folder: Path) -> Path:
+    from transformers import (
+        BartConfig,
+        CLIPImageProcessor,
+        Florence2Config,
+        Florence2ForConditionalGeneration,
+        Florence2Processor,
+    )
+
+    words = vocabulary("<image>")
+    stages = {"depths": (1, 1), "embed_dim": (16, 32), "num_heads": (2, 2), "num_groups": (2, 2)}
+    patches = {"patch_size": (7, 3), "patch_stride": (4, 2), "patch_padding": (3, 1)}
+    vision = {**stages, **patches, "patch_prenorm": (False, True), "window_size": 4, "projection_dim": 16}
+    sides = {
+        f"{side}_{what}": n
+        for side in ("encoder", "decoder")
+        for what, n in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 32))
+    }
+    ends = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "decoder_start_token_id": 3}
+    text = BartConfig(**sides, **ends, vocab_size=len(words), d_model=16, max_position_embeddings=64)
+    config = Florence2Config(
+        text_config=text, vision_config=vision, image_token_id=words["<image>"], is_encoder_decoder=True
+    )
+    square = {"height": 32, "width": 32}
+    pictures = CLIPImageProcessor(size=square, do_center_crop=False, image_seq_length=17)
+    processor = Florence2Processor(pictures, tokenizer(image_token="<image>"))
+    return _saved(Florence2ForConditionalGeneration(config), processor, folder)
+
+
+def qwen2_vl(folder: Path) -> Path:
+    """Its pictures become as many tokens as they are large."""
+    from transformers import (
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLImageProcessor,
+        Qwen2VLProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    marks = {f"{name}_token_id": f"<|{name}|>" for name in ("vision_start", "vision_end")}
+    marks |= {f"{name}_token_id": f"<|{name}_pad|>" for name in ("image", "video")}
+    words = vocabulary(*marks.values())
+    text = {
+        "vocab_size": len(words),
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "pad_token_id": 0,
+    }
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "patch_size": 8, "mlp_ratio": 2}
+    ids = {name: words[mark] for name, mark in marks.items()}
+    config = Qwen2VLConfig(text_config=text, vision_config=vision, **ids)
+    processor = Qwen2VLProcessor(
+        Qwen2VLImageProcessor(patch_size=8, min_pixels=16 * 16, max_pixels=64 * 64),
+        tokenizer(*marks.values()),
+        Qwen2VLVideoProcessor(patch_size=8),
+        chat_template=CHAT.replace("<image>", "<|vision_start|> <|image_pad|> <|vision_end|>"),
+    )
+    return _saved(Qwen2VLForConditionalGeneration(config), processor, folder)
 
 
 TAGS = [

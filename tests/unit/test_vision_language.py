@@ -16,7 +16,7 @@ from in_graph_lora.trainer.data.captioners import CaptionRequest
 from in_graph_lora.trainer.data.vision_language import VisionLanguageCaptioner
 from in_graph_lora.trainer.errors import ModelError
 
-from ..tiny_captioners import TEXT_CHAT, blip, llava
+from ..tiny_captioners import TEXT_CHAT, blip, florence2, llava, qwen2_vl
 
 pytestmark = pytest.mark.slow  # transformers takes seconds to import
 
@@ -28,7 +28,8 @@ class Interrupt(BaseException):
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("models")
-    blip(root / "blip"), llava(root / "llava")
+    for make in (blip, llava, florence2, qwen2_vl):
+        make(root / make.__name__)
     return root
 
 
@@ -50,15 +51,17 @@ def opened(folder: Path, request=None, check=lambda: None) -> VisionLanguageCapt
 
 def pictures(count: int) -> list[Image.Image]:
     pixels = np.random.default_rng(0).integers(0, 255, (count, 2, 2, 3), dtype=np.uint8)
-    return [Image.fromarray(p).resize((40, 30), Image.Resampling.NEAREST) for p in pixels]
+    sizes = [(40, 30), (64, 64), (16, 32), (30, 40)]
+    return [Image.fromarray(p).resize(sizes[i % 4], Image.Resampling.NEAREST) for i, p in enumerate(pixels)]
 
 
 PICTURES = pictures(4)
 
 
-@pytest.mark.parametrize("kind", ["blip", "llava"])
+@pytest.mark.parametrize("kind", ["blip", "llava", "florence2", "qwen2_vl"])
 def test_a_folder_of_transformers_writes_captions_without_a_connection(models, no_network, kind):
-    captioner = opened(models / kind)
+    prompt = "<CAPTION>" if kind == "florence2" else "a dog"
+    captioner = opened(models / kind, CaptionRequest(max_length=6, prompt=prompt))
     together = captioner.caption(PICTURES, 0)
     assert len(together) == 4
     assert len(set(together)) > 1, "it looks at the pictures"
@@ -80,6 +83,17 @@ def test_the_question_is_put_by_the_models_own_template_and_not_repeated(models)
     captioner = opened(models / "llava")
     assert captioner._text() == "<image> a dog a"
     assert "dog a" not in captioner.caption(PICTURES[:1], 0)[0][:8]
+
+
+def test_models_that_do_not_chat_get_their_task_or_nothing_unless_a_prompt_is_typed(models):
+    asked = {
+        kind: [
+            opened(models / kind, request)._text()
+            for request in (CaptionRequest(), CaptionRequest(prompt="a"))
+        ]
+        for kind in ("blip", "florence2")
+    }
+    assert asked == {"blip": ["", "a"], "florence2": ["<MORE_DETAILED_CAPTION>", "a"]}
 
 
 def test_a_template_for_plain_text_gets_plain_text(tmp_path):

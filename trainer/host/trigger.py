@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
 from ..text import readable
-from .caption_tokens import without_embeddings
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP
@@ -63,7 +62,7 @@ def check_trigger(clip: CLIP, trigger: str) -> TriggerCheck:
         raise ModelError(
             f"trigger: has {len(trigger)} characters; type a word, of {MAX_CHARACTERS} characters at most"
         )
-    leaves = dict(_leaves(without_embeddings(clip).tokenizer))
+    leaves = dict(_leaves(clip.tokenizer))
     if not leaves:
         name = type(clip.tokenizer).__name__
         raise ModelError(f"clip: the tokenizer {name} cannot be asked for its tokens; connect another CLIP")

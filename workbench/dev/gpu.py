@@ -44,6 +44,8 @@ TESTS = (
     ("test_speed", PLAIN, 90),
     ("test_patched_models", PLAIN, 120),
     ("test_room_for_previews", PLAIN, 60),
+    ("test_captions", PLAIN, 60),
+    ("test_captions", DYNAMIC, 60),
 )
 """Files of tests/gpu in the order in which they run, with dynamic VRAM or without it, and seconds that each
 may take."""
