@@ -152,7 +152,6 @@ class Store:
             return
         self._damaged.discard(key)
         self._held[key] = None
-        self._remember(key, entry)
         self._size += len(data)
         if self._size > self._evict_above:
             self._evict()
