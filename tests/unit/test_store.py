@@ -137,6 +137,17 @@ def test_entries_of_before_are_read_where_nothing_can_be_written(tmp_path: Path,
     assert _same(store.get(new), _entry(2))
 
 
+def test_a_disk_that_is_nearly_full_is_left_to_the_run(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(store_module, "SPARE", 10**30)
+    notices: list[Notice] = []
+    store = Store(tmp_path / "cache", notices.append)
+    for i in range(2):
+        store.put(key_of(i), _entry(i))
+    assert usage(tmp_path / "cache") == (0, 0)
+    assert _same(store.get(key_of(1)), _entry(1))
+    assert ["free on the disk" in n.message for n in notices] == [True]
+
+
 def _refuse(path: Path) -> None:
     raise store_module.StorageError(f"{path} cannot be written (no space left)")
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,6 +35,9 @@ GB = 10**9
 DEFAULT_LIMIT = 20 * GB
 IN_MEMORY = 256 * 10**6
 """Bytes of entries that were used last and stay in memory: small datasets are read once."""
+
+SPARE = GB
+"""Bytes of the disk that are left for what a run has to write."""
 
 _NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
 _LEASES = "in-use"
@@ -139,6 +143,7 @@ class Store:
             return
         data = _written(key, entry)
         try:
+            self._check_room()
             write_whole(self._path(key), data, sync=False)
         except StorageError as error:
             self._unwritten[key] = entry
@@ -147,7 +152,6 @@ class Store:
             return
         self._damaged.discard(key)
         self._held[key] = None
-        self._remember(key, entry)
         self._size += len(data)
         if self._size > self._evict_above:
             self._evict()
@@ -172,6 +176,15 @@ class Store:
                 (self.folder / _LEASES / self._lease).unlink(missing_ok=True)
         self._held.clear()
         self._told = 0
+
+    def _check_room(self) -> None:
+        assert self.folder is not None
+        there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        free = SPARE
+        with contextlib.suppress(OSError):  # then writing says what is wrong
+            free = shutil.disk_usage(there).free
+        if free < SPARE:
+            raise StorageError(f"only {free / GB:.1f} GB are free on the disk of {self.folder}; make space")
 
     def _path(self, key: str) -> Path:
         assert self.folder is not None
