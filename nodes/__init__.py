@@ -10,8 +10,10 @@ from comfy_api.latest import ComfyExtension, io
 from . import routes
 from .apply_lora import ApplyLoRA
 from .caption_images import CaptionImages
+from .check_trigger import CheckTrigger
 from .compare_baseline import CompareBaseline
 from .dataset_report import DatasetReport
+from .edit_captions import EditCaptions
 from .image_framing import ImageFraming
 from .join_datasets import JoinDatasets
 from .load_dataset import LoadDataset
@@ -39,6 +41,8 @@ NODES: list[type[io.ComfyNode]] = [
     PriorPreservation,
     LoadRun,
     PlanTraining,
+    EditCaptions,
+    CheckTrigger,
     ImageFraming,
     JoinDatasets,
     DatasetReport,

@@ -1,4 +1,4 @@
-"""CaptionImages: writes captions from a template."""
+"""CaptionImages: writes captions from a template, from names, or by a model that looks at the pictures."""
 
 from __future__ import annotations
 
@@ -8,16 +8,28 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..trainer.data import captions
-from ..trainer.text import garbled
+from ..trainer.data.captioners import PROMPTS, RANGES, CaptionRequest
+from ..trainer.errors import ModelError
+from ..trainer.host.captioning import folder_identity, model_folder, written_captions
+from ..trainer.host.progress import NodeProgress, check_interrupt
+from .captions_out import WRITE_SIDECARS, captions_out
 from .sockets import CATEGORY, TrainDataset
 
 if TYPE_CHECKING:
-    from ..trainer.data.captions import OnExisting
+    from PIL import Image
+
+    from ..trainer.data.captions import OnExisting, Source
     from ..trainer.data.records import Dataset
 
 log = logging.getLogger(__name__)
 
-RESERVED = "Reserved for captioning by a model. The template method does not use it."
+_R = CaptionRequest()
+NAMES: dict[str, Source | None] = {
+    "template": None,
+    "filename": captions.words_of_name,
+    "existing": captions.existing,
+}
+MODELS = ("clip", "model_folder")
 
 
 class CaptionImages(io.ComfyNode):
@@ -27,15 +39,23 @@ class CaptionImages(io.ComfyNode):
             node_id="CaptionImages",
             display_name="Caption Images",
             category=CATEGORY,
-            description="Writes captions from a template with a trigger word and a class word.",
-            search_aliases=["caption", "trigger word", "tag images", "打标"],
+            description="Writes captions from a template with a trigger word and a class word, from file"
+            " names, or by a model that looks at the pictures.",
+            search_aliases=[
+                "caption", "trigger word", "tag images", "auto caption", "WD tagger", "BLIP", "Florence-2",
+                "JoyCaption", "Qwen-VL", "打标", "反推",
+            ],
+            is_output_node=True,
             inputs=[
                 TrainDataset.Input("dataset", tooltip="Pictures, from Load Dataset."),
                 io.Combo.Input(
                     "method",
-                    options=["template"],
+                    options=[*NAMES, *MODELS],
                     default="template",
-                    tooltip="template: the caption is the text below with its placeholders filled in.",
+                    tooltip="template: the caption is the text below with its placeholders filled in."
+                    " filename: the words of the file's name. existing: the caption that is there. clip: the"
+                    " connected text encoder looks at the picture, if it can see. model_folder: a captioner"
+                    " or tagger on disk. All but template put the template before what they say.",
                 ),
                 io.String.Input(
                     "trigger",
@@ -49,18 +69,80 @@ class CaptionImages(io.ComfyNode):
                 io.String.Input(
                     "template",
                     default="a photo of {trigger} {class}",
-                    tooltip="May hold {trigger}, {class}, {filename} and {caption}, the one that is there."
-                    ' "{trigger}, {caption}" with overwrite puts the trigger before each caption.',
+                    tooltip="May hold {trigger}, {class}, {filename} and {caption}, the one that is there"
+                    " or what"
+                    ' the method says. "{trigger}, {caption}" with overwrite puts the trigger before each'
+                    " caption.",
                 ),
                 io.Combo.Input(
                     "on_existing",
                     options=["keep", "overwrite", "append"],
                     default="keep",
-                    tooltip="For pictures that have a caption. keep: leave it. overwrite: use the template."
+                    tooltip="For pictures that have a caption. keep: leave it. overwrite: write a new one."
                     " append: add what it does not say yet.",
                 ),
-                io.Clip.Input("clip", optional=True, tooltip=RESERVED),
-                io.String.Input("model_folder", default="", optional=True, advanced=True, tooltip=RESERVED),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="For the method clip: Qwen3-VL, Qwen3.5, Gemma 3 or 4, or the text encoder of"
+                    " Krea 2.",
+                ),
+                io.String.Input(
+                    "model_folder",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="For the method model_folder: a folder of transformers (BLIP, Florence-2, LLaVA,"
+                    " JoyCaption, Qwen-VL) or a WD tagger, by its path or its name in models/LLM. Nothing is"
+                    " downloaded.",
+                ),
+                io.Combo.Input(
+                    "about",
+                    options=list(PROMPTS),
+                    default=_R.about,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What a model is asked for. subject: all but what belongs to your subject."
+                    " style: what is shown, but not how. tags: a list.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What a model is asked for, in your words, instead of about.",
+                ),
+                _number(io.Int, "max_length", "Tokens of a caption by a model, at most."),
+                _number(
+                    io.Float,
+                    "temperature",
+                    "0: the likeliest caption, always the same. Above: words are drawn, by caption_seed.",
+                    step=0.05,
+                ),
+                io.Int.Input(
+                    "caption_seed",
+                    default=_R.seed,
+                    min=0,
+                    max=2**32 - 1,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Decides what is drawn with a temperature above 0.",
+                ),
+                _number(
+                    io.Int,
+                    "batch",
+                    "Pictures at a time, for model folders; with a temperature, one.",
+                    name="caption_batch",
+                ),
+                _number(io.Float, "threshold", "Of taggers: how sure of a tag it has to be.", step=0.01),
+                _number(
+                    io.Float,
+                    "character_threshold",
+                    "Of taggers: how sure of a character's name it has to be. 1: no names.",
+                    step=0.01,
+                ),
+                WRITE_SIDECARS,
             ],
             outputs=[
                 TrainDataset.Output(display_name="dataset", tooltip="The pictures with their new captions."),
@@ -70,7 +152,12 @@ class CaptionImages(io.ComfyNode):
                     tooltip="All captions, in the dataset's order.",
                 ),
             ],
-        )
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, method: str = "", model_folder: str | None = "", **_: object) -> str:
+        return _folder_state(model_folder) if method == "model_folder" and model_folder else ""
 
     @classmethod
     def execute(
@@ -83,17 +170,77 @@ class CaptionImages(io.ComfyNode):
         on_existing: OnExisting,
         clip: Any = None,
         model_folder: str = "",
+        about: str = _R.about,
+        prompt: str = "",
+        max_length: int = _R.max_length,
+        temperature: float = _R.temperature,
+        caption_seed: int = _R.seed,
+        caption_batch: int = _R.batch,
+        threshold: float = _R.threshold,
+        character_threshold: float = _R.character_threshold,
+        write_sidecars: str = "no",
     ) -> io.NodeOutput:
+        source = NAMES.get(method)
+        if method in MODELS:
+            request = CaptionRequest(
+                about=about,
+                prompt=prompt,
+                max_length=max_length,
+                temperature=temperature,
+                seed=caption_seed,
+                batch=caption_batch,
+                threshold=threshold,
+                character_threshold=character_threshold,
+            )
+            records = captions.to_caption(dataset, on_existing)
+            told = _Told(cls.hidden.unique_id)
+            said = written_captions(records, method, request, told, clip=clip, folder=model_folder)
+            source = lambda record: said[record.path]  # noqa: E731
         done = captions.apply(
-            dataset, template=template, trigger=trigger, class_word=class_word, on_existing=on_existing
+            dataset,
+            template=template,
+            trigger=trigger,
+            class_word=class_word,
+            on_existing=on_existing,
+            source=source,
         )
-        unused = [
-            n for n, given in (("clip", clip is not None), ("model_folder", model_folder.strip())) if given
-        ]
+        given = {"clip": clip is not None, "model_folder": bool(model_folder.strip())}
+        unused = [name for name, is_given in given.items() if is_given and name != method]
         notes = [f"{name} is not used by the method {method!r}" for name in unused]
-        if odd := garbled(done.texts):
-            notes.append(odd)
         for note in notes:
             log.warning("Caption Images: %s", note)
-        lines = [f"{r.name}: {r.caption}" for r in done.records]
-        return io.NodeOutput(done, [r.caption for r in done.records], ui={"text": [*notes, *lines]})
+        return captions_out(done, write_sidecars, notes)
+
+
+class _Told:
+    """Progress: the picture and the caption just written."""
+
+    def __init__(self, node_id: str | None) -> None:
+        self._progress = NodeProgress(node_id)
+
+    def __call__(self, done: int, of: int, name: str, caption: str, picture: Image.Image | None) -> None:
+        check_interrupt()
+        if picture is not None:
+            self._progress.text(f"{done}/{of} {name}: {caption}")
+        self._progress.update(done, of, picture)
+
+
+def _folder_state(name: str) -> str:
+    try:
+        return folder_identity(model_folder(name))
+    except (ModelError, OSError):
+        return ""
+
+
+def _number(kind: Any, field: str, tooltip: str, *, name: str = "", step: float = 1) -> Any:
+    low, high = RANGES[field]
+    return kind.Input(
+        name or field,
+        default=getattr(_R, field),
+        min=low,
+        max=high,
+        step=step,
+        optional=True,
+        advanced=True,
+        tooltip=tooltip,
+    )

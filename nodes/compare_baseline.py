@@ -59,6 +59,12 @@ class CompareBaseline(io.ComfyNode):
                     advanced=True,
                     tooltip="One column for each. 0 is the untouched model and always comes first.",
                 ),
+                io.Image.Input(
+                    "control",
+                    optional=True,
+                    tooltip="Control pictures for an edit model: one for all prompts, or a batch with one for"
+                    " each.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="grid", tooltip="All pictures, labelled."),
@@ -89,8 +95,9 @@ class CompareBaseline(io.ComfyNode):
         width: int,
         height: int,
         strengths: str,
+        control: Any = None,
     ) -> io.NodeOutput:
-        from ..trainer.host.compare import sample_rows
+        from ..trainer.host.compare import prompt_controls, sample_rows
 
         columns = parse_strengths(strengths)
         prompts, negative = readable(prompts), readable(negative)
@@ -102,9 +109,13 @@ class CompareBaseline(io.ComfyNode):
             steps=steps, cfg=cfg, sampler_name=sampler_name, scheduler=scheduler, width=width, height=height
         )
         shots = [(line, (seed + i) % 2**64) for line in lines for i in range(images_per_prompt)]
+        controls = {}
+        if control is not None:
+            controls = prompt_controls(model, clip, vae, lines, control, (width, height))
         rows = sample_rows(
             *(model, clip, vae, lora, negative, shots, columns, settings),
             on_step=NodeProgress(cls.hidden.unique_id).update,
+            controls=controls,
         )
         text = report(
             rows, columns, f"{sampler_name}, {scheduler}, {steps} steps, cfg {cfg:g}, {width}×{height}."

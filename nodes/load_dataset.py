@@ -83,6 +83,15 @@ class LoadDataset(io.ComfyNode):
                     tooltip="Folder with pictures of the class in general, such as any dog but yours, for"
                     " prior preservation.",
                 ),
+                io.String.Input(
+                    "control_folder",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Folder with control pictures for edit models, named like the pictures in folder."
+                    " One folder a line for several.",
+                ),
                 FramingSocket.Input(
                     "framing", optional=True, tooltip="From Image Framing: crops, mirrors, resolutions."
                 ),
@@ -134,15 +143,17 @@ class LoadDataset(io.ComfyNode):
         folder: Sequence[str | None],
         class_folder: Sequence[str | None] = ("",),
         images: Sequence[Any] = (),
+        control_folder: Sequence[str | None] = ("",),
         subfolders: Sequence[bool | None] = (False,),
         mask_folder: Sequence[str | None] = ("",),
         **_: object,
     ) -> str | float:
-        paths = [folder[0], class_folder[0], mask_folder[0]]
-        if None in paths:
+        given = folder[0], class_folder[0], mask_folder[0], control_folder[0]
+        if None in given:
             return float("nan")
         nested = subfolders[0] is not False
         try:
+            paths = [*given[:3], *lines(control_folder[0] or "")]
             prints = [
                 folder_fingerprint(resolve_folder(f), subfolders=nested) for f in paths if f and f.strip()
             ]
@@ -160,6 +171,7 @@ class LoadDataset(io.ComfyNode):
         images: list[Tensor] | None = None,
         captions: list[str] | None = None,
         class_folder: list[str] | None = None,
+        control_folder: list[str] | None = None,
         framing: list[Framing] | None = None,
         subfolders: list[bool] | None = None,
         mask_folder: list[str] | None = None,
@@ -178,6 +190,9 @@ class LoadDataset(io.ComfyNode):
             captions=caption_lines(captions or []),
             keep_images_in=kept,
             on_file=progress.update,
+            control_folders=[
+                resolve_folder(f) for f in lines(_single("control_folder", control_folder or [""]))
+            ],
             framing=_single("framing", framing or [None]),
             subfolders=_single("subfolders", subfolders or [False]),
             mask_folder=resolve_folder(masks) if masks.strip() else None,
@@ -187,6 +202,11 @@ class LoadDataset(io.ComfyNode):
         sheet = contact_sheet(dataset)
         shown = ui.PreviewImage(sheet).as_dict() | {"text": [summary(dataset)]}
         return io.NodeOutput(dataset, sheet, len(dataset), ui=shown)
+
+
+def lines(text: str) -> list[str]:
+    """Those that are not empty."""
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def resolve_folder(folder: str) -> Path:

@@ -194,6 +194,15 @@ class ObjectiveConfig:
     """Weight the loss by the picture's mask where it has one."""
     unmasked_weight: float = 0.1
     """Weight of what lies outside the mask."""
+    tag_shuffle: bool = False
+    """Show the tags of a caption, which commas divide, in another order each time."""
+    keep_tags: int = 1
+    """Tags at a caption's beginning that tag_shuffle and tag_dropout leave where they are."""
+    tag_dropout: float = 0.0
+    """Share of the other tags that is left out, drawn anew each time."""
+    caption_variants: int = 8
+    """Texts of a picture that are encoded beforehand, where its caption varies; a text encoder that trains
+    gets a new one each time."""
 
     def __post_init__(self) -> None:
         _check_choice("timestep_sampling", self.timestep_sampling, TIMESTEP_SAMPLINGS)
@@ -204,7 +213,9 @@ class ObjectiveConfig:
             0 <= self.t_min < self.t_max <= 1,
             f"t_min is {self.t_min} and t_max is {self.t_max}; choose 0 <= t_min < t_max <= 1",
         )
-        _check_range(self, 0, 1, "caption_dropout", "unmasked_weight")
+        _check_range(self, 0, 1, "caption_dropout", "unmasked_weight", "tag_dropout")
+        _check_range(self, 0, 1000, "keep_tags")
+        _check_range(self, 1, 1000, "caption_variants", hint="8 is usual")
         _check_range(self, 0, math.inf, "shift", "noise_offset", "input_perturbation", "guidance")
         _check_range(self, -100, 100, "logit_mean")
         _check_range(self, -1, 1.75, "mode_scale")
@@ -454,10 +465,13 @@ class TrainConfig:
         _check(0 <= self.seed < 2**64, f"train_seed is {self.seed}; choose 0 to 2^64 - 1")
 
     def total_steps(self, samples: int) -> int:
-        """Optimizer steps of the run; an epoch of N samples has ceil(N / (batch · accumulation)) of them."""
+        """Optimizer steps of the run; with epochs ceil(epochs · ceil(samples / batch) / accumulation).
+
+        Where that does not divide, the last step takes batches of one epoch more.
+        """
         if not self.epochs:
             return self.steps
-        return self.epochs * -(-samples // (self.data.batch_size * self.optimizer.accumulation))
+        return -(-self.epochs * -(-samples // self.data.batch_size) // self.optimizer.accumulation)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -22,24 +22,27 @@ from .errors import StorageError
 UNFINISHED = ".part"
 
 
-def write_whole(path: Path, data: bytes, *, replace: bool = True) -> bool:
+def write_whole(path: Path, data: bytes, *, replace: bool = True, sync: bool = True) -> bool:
     """Write under a temporary name, sync, rename: the final name never holds half a file.
 
-    False, and nothing done, when the name is taken and may not be replaced. Raises StorageError when the disk
-    is full or the folder cannot be written.
+    False, and nothing done, when the name is taken and may not be replaced. sync: without it a loss of power
+    may leave half a file after all; for files that can be made again. Raises StorageError when the disk is
+    full or the folder cannot be written.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as f:
             f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
+            if sync:
+                f.flush()
+                os.fsync(f.fileno())
         if replace:
             part.replace(path)
         elif not _take_name(part, path):
             return False
-        _sync_folder(path.parent)
+        if sync:
+            _sync_folder(path.parent)
     except OSError as error:
         raise not_written(path, error) from error
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from .adapters.lora_file import write_lora
 from .adapters.metadata import training_metadata
 from .config import AS_LOADED
 from .data.batches import MicroBatch, micro_batches
+from .data.prefetch import prefetched
 from .errors import StorageError
 from .events import CheckpointSaved, Notice, RunStarted, StepDone
 from .loop import StepResult
@@ -90,11 +91,12 @@ class Leg:
         self.trained.load_state_dict(tensors)
         self.updater.load_state_dict(tensors, checkpoint.numbers)
 
-    def batches(self) -> Iterator[MicroBatch]:
-        """For ever, from the first one of the next step."""
+    def batches(self) -> Generator[MicroBatch]:
+        """For ever, from the first one of the next step; to be closed."""
         data, config = self.session.data, self.config
         start = self.state.step * config.optimizer.accumulation
-        return micro_batches(data.samples, data.class_samples, config.data.batch_size, config.seed, start)
+        order = micro_batches(data.samples, data.class_samples, config.data.batch_size, config.seed, start)
+        return prefetched(order, self.check_interrupt)
 
     def evaluate(self) -> None:
         """Measure the held-out loss when it is due, and keep the LoRA of a step that is the best so far."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -60,8 +61,12 @@ class TrainState:
 
 def train(leg: Leg, until: int) -> None:
     """Train the leg's adapters from the step that its state has reached up to step `until`."""
+    with closing(leg.batches()) as batches:
+        _train(leg, batches, until)
+
+
+def _train(leg: Leg, batches: Iterator[MicroBatch], until: int) -> None:
     state, config = leg.state, leg.config
-    batches = leg.batches()
     leg.evaluate()
     while state.step < until and not leg.ended():
         result = train_step(

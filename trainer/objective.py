@@ -122,26 +122,29 @@ def backward_batch(
     """Add the gradient of the batch's loss; returns the loss, detached, on the device.
 
     `scale` is applied to each part before its backward pass: 1/accumulation, and the GradScaler's factor.
+    The gradient of a short batch counts by its share, so that no sample weighs more for being in one; the
+    loss that is returned is the mean all the same.
     """
     prior, parts = objective.prior, []
 
-    def backward(loss: Tensor) -> None:
-        scale(loss).backward()
+    def backward(loss: Tensor, share: float) -> None:
+        scale(loss * share).backward()
         parts.append(loss.detach())
 
     for group in same_shape_groups(batch.samples):
         check_interrupt()
         drawn = objective.draw(group, generator)
-        backward(objective.loss(drawn).sum() / len(batch.samples))
+        backward(objective.loss(drawn).sum() / len(batch.samples), batch.share)
         if prior.preserves_output:
             check_interrupt()
             preserved = objective.preservation_loss(drawn, group).sum() / len(batch.samples)
-            backward(prior.weight * preserved)
+            backward(prior.weight * preserved, batch.share)
     for group in same_shape_groups(batch.class_samples):
         check_interrupt()
         drawn = objective.draw(group, generator)
         target = None
         if prior.method == "class_images_base_target":
             target = objective.base_prediction(drawn.noised, drawn.conditioning)
-        backward(prior.weight * objective.loss(drawn, target).sum() / len(batch.class_samples))
+        kept = objective.loss(drawn, target).sum() / len(batch.class_samples)
+        backward(prior.weight * kept, batch.class_share)
     return torch.stack(parts).sum()

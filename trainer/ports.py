@@ -5,19 +5,44 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from .config import MemoryConfig
-from .data.views import View
 from .memory.streaming import Packed
 from .noise import NoiseProcess
 
+if TYPE_CHECKING:
+    from .data.store import Entry
+    from .data.views import View
+
 Conditioning = Any
 """Whatever the host's denoiser understands as the condition of one sample; opaque to the engine."""
+
+
+Controls = Any
+"""Control pictures as the host's denoiser and text encoder take them; None is none. Opaque to the engine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlPictures:
+    """What a sample's `Controls` are made of."""
+
+    images: Sequence[Callable[[], Image.Image]] = ()
+    """Each reads one, upright and of any size; they are not kept."""
+    target: Tensor
+    """[H, W, 3], 0..1: the picture that is trained on, as it was cut."""
+    target_size: tuple[int, int]
+    """(width, height) in pixels, as it was cut."""
+    size: tuple[int, int]
+    """(width, height) in pixels, before."""
+    cut: Callable[[Image.Image], Tensor]
+    """Cuts another picture of `size` in the same way, [H, W, 3]."""
+    mask: Tensor | None = None
+    """[H, W], 0..1: what an inpaint model paints anew; None is everything."""
 
 
 class Denoiser(Protocol):
@@ -46,21 +71,68 @@ class Denoiser(Protocol):
         ...
 
 
+Traces = frozenset[str]
+"""What a condition turned out to depend on beside caption and shape: "network", "latent"."""
+
+
 class LatentEncoder(Protocol):
+    identity: str
+    """Of all that decides a latent beside the pixels; latents of two encoders with one are the same."""
+
     def encode(self, pixels: Tensor) -> Tensor:
         """pixels [H, W, 3] in 0..1 to the latent [C, ...] as the model sees it, fp32, on the CPU."""
         ...
 
+    takes_controls: bool
+    """Whether the model is given control pictures."""
+    control_kind: str
+    """How it is given them: of two kinds `controls` differ."""
+    takes_masks: bool
+    """Whether it is given what is to be painted anew, of every picture."""
+
+    def controls(self, pictures: ControlPictures) -> Controls:
+        """The part of the condition that comes from control pictures."""
+        ...
+
+    def pack_controls(self, controls: Controls) -> Entry:
+        """For the disk."""
+        ...
+
+    def unpack_controls(self, entry: Entry, pictures: ControlPictures) -> Controls:
+        """pictures: as `controls` was given them; target and mask are not looked at."""
+        ...
+
 
 class TextEncoder(Protocol):
+    identity: str
+    """Of all that decides a condition beside what `encode` is given and `traced` tells."""
+    network_identity: str
+    """Of the network's own weights."""
+    told_crops: bool
+    """Whether a condition says which part of the picture is shown, and how large the picture was."""
+
     def fitted(self, caption: str) -> str:
         """The beginning of the caption that can be encoded: all of it, but for texts that are no captions."""
         ...
 
-    def encode(self, caption: str, latent: Tensor, *, view: View | None = None) -> Conditioning:
-        """The condition of one sample, built for the size of its own latent, and for what of the picture it
-        shows where the model takes that."""
+    def encode(
+        self, caption: str, latent: Tensor, references: Controls = None, *, view: View | None = None
+    ) -> Conditioning:
+        """The condition of one sample, built for the size of its own latent, with its control pictures, and
+        for what of the picture it shows where the model takes that."""
         ...
+
+    def traced(
+        self, caption: str, latent: Tensor, references: Controls = None, *, view: View | None = None
+    ) -> tuple[Conditioning, Traces]:
+        """As `encode`, with what the condition depends on: the network's weights, the latent's values."""
+        ...
+
+    def pack(self, condition: Conditioning) -> Entry | None:
+        """For the disk; None for a kind that is not known."""
+        ...
+
+    def unpack(self, entry: Entry) -> Conditioning: ...
 
 
 class Sampler(Protocol):
@@ -83,7 +155,9 @@ class TextModel(Protocol):
     blocks: Sequence[nn.Module]
     half_precision: torch.dtype | None
 
-    def condition(self, caption: str, latent: Tensor, *, view: View | None = None) -> Conditioning:
+    def condition(
+        self, caption: str, latent: Tensor, references: Controls = None, *, view: View | None = None
+    ) -> Conditioning:
         """As `TextEncoder.encode`, with gradients."""
         ...
 

@@ -16,7 +16,8 @@ from .adapters.lora_file import read_lora
 from .adapters.start import StartingLora
 from .config import TrainConfig
 from .data.cache import TrainingData
-from .errors import LoraFileError, shortened
+from .data.stored import SampleLost
+from .errors import LoraFileError, StorageError, shortened
 from .events import Emit, Event, Notice, Phase
 from .files import clear_unfinished, copy_as_new
 from .leg import Leg
@@ -33,6 +34,9 @@ from .runs.result import Result
 from .runs.tensorboard import Board
 from .runs.validation import Validation
 from .trained import FileNames
+
+MOST_LOST = 3
+"""Times that samples of one step are encoded again before the run gives up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +124,7 @@ class Session:
         self.start, self.folder = start, folder
         self.steps = steps
         self.state = TrainState()
+        self._lost_at: list[int] = []
         self.validation = Validation(config.validation, self.steps)
         self.fallback = Fallback(plan.measured if plan else None)
         if plan is not None:
@@ -138,6 +143,8 @@ class Session:
                     checkpoint = self._leg(checkpoint)
                 except torch.OutOfMemoryError as error:
                     checkpoint = self._go_on_leaner(error)
+                except SampleLost as lost:
+                    checkpoint = self._go_on_with(lost)
                 else:
                     self._preview()
         finally:
@@ -178,6 +185,22 @@ class Session:
         give_back(error)
         self.config = replace(self.config, memory=memory)
         self._tell(f"out of memory at step {self.state.step + 1}; going on with {levers(memory)}")
+        return self._from_last_state()
+
+    def _go_on_with(self, lost: SampleLost) -> Checkpoint | None:
+        """From the last state, when what is gone from the cache is encoded again."""
+        step = self.state.step + 1
+        self._lost_at.append(step)
+        if self.data.restore is None or self._lost_at.count(step) > MOST_LOST:
+            raise StorageError(
+                f"the cache loses what step {step} needs as fast as it is encoded; let nothing delete its"
+                " files meanwhile, or do without it (docs/data.md)"
+            ) from lost
+        self._tell(f"what step {step} needs is gone from the cache or was altered; it is encoded again")
+        self.data.restore()
+        return self._from_last_state()
+
+    def _from_last_state(self) -> Checkpoint | None:
         self.validation = Validation(self.config.validation, self.steps)
         self.state.reset()
         return self.go_on()

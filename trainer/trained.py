@@ -100,7 +100,8 @@ def prepared(
             stack.enter_context(checkpointed(text.blocks, memory.checkpointing, offload=offload))
 
             def condition_of(sample: CachedSample, dropped: bool) -> Conditioning:
-                return text.condition("" if dropped else sample.caption, sample.latent, view=sample.view)
+                caption = "" if dropped else sample.caption
+                return text.condition(caption, sample.latent, sample.references, view=sample.view)
 
         if memory.compile:
             stack.enter_context(compiled(denoiser.blocks))

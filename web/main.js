@@ -117,6 +117,8 @@ const SHOW = {
   LoadDataset: showText,
   JoinDatasets: showText,
   CaptionImages: showText,
+  EditCaptions: showText,
+  CheckTrigger: showMarkdown,
   ApplyLoRA: showText,
   LoadRun: showText,
   PlanTraining: showMarkdown,

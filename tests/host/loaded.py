@@ -121,13 +121,18 @@ def train(
 
 def encoded(loaded: Loaded, dataset: Dataset, config: TrainConfig) -> TrainingData:
     """What a run would train on."""
-    return SampleCache(
+    data = SampleCache(
         latents=HostLatentEncoder(loaded.vae, loaded.model),
         texts=HostTextEncoder(loaded.clip, loaded.model),
         step=pixel_step(loaded.vae, loaded.model),
         emit=lambda event: None,
         check_interrupt=lambda: None,
     ).build(dataset, config)
+    return TrainingData(
+        samples=[s.load() for s in data.samples],
+        class_samples=[s.load() for s in data.class_samples],
+        validation_samples=[s.load() for s in data.validation_samples],
+    )
 
 
 def lend(patcher: Any) -> Lend:

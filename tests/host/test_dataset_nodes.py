@@ -157,6 +157,24 @@ def test_nothing_runs_again_until_a_caption_is_edited(comfy, folder):
     assert Sink.got[-1][0].records[0].caption == "a RED square"
 
 
+def test_control_folders_are_read_and_an_edited_control_picture_runs_the_node_again(comfy, folder):
+    hints = folder / "hints", folder / "poses"
+    for i, hint in enumerate(hints):
+        hint.mkdir()
+        Image.new("RGB", (50, 40), (0, 90 * i, 0)).save(hint / "img0.png")
+    written = "\n".join(map(str, hints)) + "\n"
+    prompt = {"1": load(folder=str(folder), control_folder=written), "2": sink(["1", 0])}
+    _, shown = comfy(prompt)
+    [(dataset, _)] = Sink.got
+    assert [[c.path for c in r.controls] for r in dataset.records] == [
+        [hint / "img0.png" for hint in hints], [], [],
+    ]  # fmt: skip
+    assert "3 images · 1 with control pictures · 2 skipped" in shown["1"]["text"][0]
+    assert comfy(prompt)[0] == []
+    Image.new("RGB", (60, 40)).save(hints[1] / "img0.png")
+    assert comfy(prompt)[0] == ["1", "2"]
+
+
 def test_pictures_in_a_list_become_one_dataset(comfy):
     inputs = {"images": ["0", 0], "captions": "one\n\nthree", "repeats": 4}
     prompt = {"0": {"class_type": "TestPictures", "inputs": {}}, "1": load(**inputs), "2": sink(["1", 0])}

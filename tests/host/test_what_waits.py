@@ -34,7 +34,7 @@ def test_what_the_encoders_give_on_a_card_is_kept_on_the_cpu() -> None:
         encoder.vae = SimpleNamespace(encode=lambda pixels: on_card)  # type: ignore[assignment]
         encoder.model = SimpleNamespace(process_latent_in=lambda latent: latent * 2)  # type: ignore[assignment]
         assert encoder.encode(torch.empty(64, 64, 3)).device.type == "cpu"
-        kept = conditioning._own({"a": [on_card, (on_card, 3)], "b": on_card, "c": None})
+        kept = conditioning.own({"a": [on_card, (on_card, 3)], "b": on_card, "c": None})
         found = [t for t in tree_leaves(kept) if isinstance(t, Tensor)]
         assert len(found) == 3
         assert all(t.device.type == "cpu" for t in found)
@@ -43,14 +43,14 @@ def test_what_the_encoders_give_on_a_card_is_kept_on_the_cpu() -> None:
 
 @pytest.mark.parametrize("name", TINY)
 def test_every_tensor_of_a_condition_went_that_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    own, given = conditioning._own, []
+    own, given = conditioning.own, []
 
     def watched(value: Any) -> Any:
         kept = own(value)
         given.append(kept)
         return kept
 
-    monkeypatch.setattr(conditioning, "_own", watched)
+    monkeypatch.setattr(conditioning, "own", watched)
     patcher = build(TINY[name])
     texts = HostTextEncoder(FakeClip(TINY[name]), patcher)  # type: ignore[arg-type]
     with torch.inference_mode(False):
@@ -78,7 +78,8 @@ def test_they_are_gone_when_the_run_is_over(loaded: Any, tmp_path: Any, monkeypa
     def watched(self: SampleCache, *args: Any, **kwargs: Any) -> Any:
         data = build_all(self, *args, **kwargs)
         alive.append(weakref.ref(self.texts))
-        for sample in data.samples:
+        for stored in data.samples:
+            sample = stored.load()
             for cached in (sample.latent, *tensors(sample.conditioning), *tensors(sample.empty)):
                 assert cached.device.type == "cpu"
                 alive.append(weakref.ref(cached))

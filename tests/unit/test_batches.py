@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import islice
 
 import pytest
@@ -22,21 +22,33 @@ def _samples(*widths: int, repeats: int = 1) -> list[CachedSample]:
     ]
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
-def test_every_batch_has_its_size_and_an_epoch_has_ceil_n_over_b(size):
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 9])
+def test_an_epoch_has_ceil_n_over_b_batches_of_which_one_may_be_short(size):
     samples = _samples(8, 8, 8, 16, 16, 24, 8)
     epoch = epoch_batches(samples, size, seed=1, epoch=0)
     assert len(epoch) == -(-7 // size)
-    assert {len(batch) for batch in epoch} == {size}
+    assert sorted(len(batch) for batch in epoch)[1:] == [size] * (len(epoch) - 1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 9])
+def test_an_epoch_shows_every_sample_as_often_as_it_is_repeated(size):
+    samples = [
+        CachedSample(latent=torch.zeros(4, 8, 8 * (1 + i % 3)), conditioning=i, key=str(i), repeats=1 + i % 4)
+        for i in range(9)
+    ]
+    for epoch in range(3):
+        shown = Counter(s.key for batch in epoch_batches(samples, size, 1, epoch) for s in batch)
+        assert shown == {s.key: s.repeats for s in samples}
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5])
-def test_an_epoch_shows_every_sample_and_tops_up_only_the_last_batch(size):
+def test_over_an_epoch_every_show_weighs_the_same(size):
     samples = _samples(8, 8, 8, 16, 16, 24, 8)
-    shown = Counter(s.key for batch in epoch_batches(samples, size, seed=1, epoch=0) for s in batch)
-    assert set(shown) == {s.key for s in samples}
-    assert sum(shown.values()) - 7 == -7 % size
-    assert max(shown.values()) <= 2
+    weights = defaultdict(float)
+    for batch in islice(micro_batches(samples, samples[:3], size, seed=1), -(-7 // size)):
+        for sample in batch.samples:
+            weights[sample.key] += batch.share / len(batch.samples)
+    assert weights == {s.key: pytest.approx(1 / size) for s in samples}
 
 
 def test_repeats_show_a_sample_more_often():

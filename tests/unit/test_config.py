@@ -65,7 +65,7 @@ def test_a_value_out_of_range_is_named(make, message):
 
 def test_epochs_count_optimizer_steps():
     config = TrainConfig(epochs=5, data=DataConfig(batch_size=4), optimizer=OptimizerConfig(accumulation=2))
-    assert config.total_steps(25) == 5 * 4  # ceil(25 / 8) = 4
+    assert config.total_steps(25) == 18  # 5 epochs of ceil(25 / 4) = 7 batches, two in a step
     assert TrainConfig(steps=9).total_steps(25) == 9
 
 

@@ -71,3 +71,15 @@ def test_a_picture_that_is_gone_since_the_scan_is_named(dataset):
     dataset.records[1].path.unlink()
     with pytest.raises(DatasetError, match=r"1\.png: cannot be read"):
         contact_sheet(dataset)
+
+
+def test_control_pictures_stand_before_their_picture_and_the_title_counts_them(tmp_path):
+    Image.new("RGB", (64, 64), (250, 0, 0)).save(tmp_path / "a.png")
+    Image.new("RGB", (64, 64), (0, 0, 250)).save(tmp_path / "a-control.png")
+    Image.new("RGB", (32, 64), (0, 250, 0)).save(tmp_path / "a-control-1.png")
+    dataset = scan_folder(tmp_path)
+    sheet = np.asarray(contact_sheet(dataset)[0] * 255).round().astype(int)
+    red, blue, green = ((sheet == [250 * (i == c) for i in range(3)]).all(2) for c in (0, 2, 1))
+    assert blue.any(0).nonzero()[0].max() < red.any(0).nonzero()[0].min()
+    assert blue.any(1).nonzero()[0].max() < green.any(1).nonzero()[0].min()
+    assert title(dataset) == "1 image · 1 with control pictures · 0 skipped · 1 bucket"

@@ -159,6 +159,7 @@ def test_a_plan_says_in_words_what_does_not_fit():
     assert "lower batch_size" in no_room
     (swaps,) = plan(24, host=0.01).warnings
     assert "may swap" in swaps
+    assert [w.split()[-1] for w in plan(8, host=0.01).warnings] == ["Dataset", "streamed"]
 
 
 def test_a_plan_can_be_read_by_people_and_programs():

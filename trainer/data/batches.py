@@ -1,7 +1,8 @@
 """The order in which samples are shown.
 
-An epoch shows each sample `repeats` times. Batches are filled from one bucket where possible; what is left
-over in the buckets shares mixed batches, so every sample weighs the same and an epoch has ceil(N / B) steps.
+An epoch shows each sample exactly `repeats` times. Batches are filled from one bucket where possible; what is
+left over in the buckets shares mixed batches, of which the last one may be short. So an epoch that shows N
+has ceil(N / B) batches, nothing is left out or added, and by `MicroBatch.share` all weigh the same.
 """
 
 from __future__ import annotations
@@ -10,13 +11,48 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..ports import Conditioning
+from ..ports import Conditioning, Controls
 from ..rng import stream
 from .views import View
+
+
+@dataclass(frozen=True, slots=True)
+class Showing:
+    """One time that a sample is shown; its draws depend on nothing else."""
+
+    seed: int
+    batch: int
+    """Since the start of the run."""
+    place: int
+    """In the batch, where a repeated sample may be twice."""
+
+    def draws(self, purpose: str, key: str) -> torch.Generator:
+        return stream(self.seed, f"{purpose} of {key} at {self.place}", self.batch)
+
+
+class Sample(Protocol):
+    """What is known of a sample before it is loaded."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def bucket(self) -> tuple[int, ...]: ...
+    @property
+    def caption(self) -> str: ...
+    @property
+    def repeats(self) -> int: ...
+
+    def load(self, showing: Showing | None = None) -> CachedSample:
+        """showing: decides which of its captions it has; None is the first one, as it was written."""
+        ...
+
+
+S = TypeVar("S", bound=Sample)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +76,15 @@ class CachedSample:
     """Condition of the empty caption, when captions are dropped."""
     class_conditioning: Conditioning = None
     """Condition of the class prompt, for output preservation."""
+    references: Controls = None
+    """Of the picture, while the text encoder trains; otherwise the conditions have them in them."""
 
     @property
     def bucket(self) -> tuple[int, ...]:
         return tuple(self.latent.shape)
+
+    def load(self, showing: Showing | None = None) -> CachedSample:
+        return self
 
 
 @dataclass(frozen=True)
@@ -52,12 +93,39 @@ class MicroBatch:
 
     samples: Sequence[CachedSample]
     class_samples: Sequence[CachedSample] = ()
+    share: float = 1.0
+    """Samples in it, by those in a full batch: what its mean weighs."""
+    class_share: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchToLoad:
+    """A `MicroBatch` whose samples are not in memory yet."""
+
+    samples: Sequence[Sample]
+    class_samples: Sequence[Sample]
+    share: float
+    class_share: float
+    seed: int
+    number: int
+    """Since the start of the run."""
+
+    def load(self) -> MicroBatch:
+        return MicroBatch(
+            self._loaded(self.samples, 0),
+            self._loaded(self.class_samples, len(self.samples)),
+            self.share,
+            self.class_share,
+        )
+
+    def _loaded(self, samples: Sequence[Sample], first: int) -> list[CachedSample]:
+        return [s.load(Showing(self.seed, self.number, i)) for i, s in enumerate(samples, first)]
 
 
 def epoch_batches(
-    samples: Sequence[CachedSample], batch_size: int, seed: int, epoch: int, purpose: str = "order"
-) -> list[list[CachedSample]]:
-    """The batches of one epoch. Depends on nothing but the arguments. A last short batch is topped up."""
+    samples: Sequence[S], batch_size: int, seed: int, epoch: int, purpose: str = "order"
+) -> list[list[S]]:
+    """The batches of one epoch. Depends on nothing but the arguments."""
     g = stream(seed, purpose, epoch)
 
     def shuffled(items: list) -> list:
@@ -73,16 +141,12 @@ def epoch_batches(
         full += [members[i : i + batch_size] for i in range(0, cut, batch_size)]
         rest += members[cut:]
     full += [rest[i : i + batch_size] for i in range(0, len(rest), batch_size)]
-    if len(full[-1]) < batch_size:
-        spare = shuffled([i for i in range(len(samples)) if i not in full[-1]]) or full[-1]
-        missing = batch_size - len(full[-1])
-        full[-1] = full[-1] + (spare * (missing // len(spare) + 1))[:missing]
     return [[samples[i] for i in batch] for batch in shuffled(full)]
 
 
 def batches(
-    samples: Sequence[CachedSample], batch_size: int, seed: int, start: int = 0, purpose: str = "order"
-) -> Iterator[list[CachedSample]]:
+    samples: Sequence[S], batch_size: int, seed: int, start: int = 0, purpose: str = "order"
+) -> Iterator[list[S]]:
     """Batches for ever, beginning with the batch of step `start`."""
     per_epoch = -(-sum(s.repeats for s in samples) // batch_size)
     epoch, skip = divmod(start, per_epoch)
@@ -92,18 +156,27 @@ def batches(
 
 
 def micro_batches(
-    samples: Sequence[CachedSample],
-    class_samples: Sequence[CachedSample],
+    samples: Sequence[Sample],
+    class_samples: Sequence[Sample],
     batch_size: int,
     seed: int,
     start: int = 0,
-) -> Iterator[MicroBatch]:
+) -> Iterator[BatchToLoad]:
     """Batches for ever, each with one of the class where there are class samples."""
     shown = batches(samples, batch_size, seed, start)
-    kept: Iterator[list[CachedSample]] = itertools.repeat([])
+    class_size = min(batch_size, len(class_samples))
+    kept: Iterator[list[Sample]] = itertools.repeat([])
     if class_samples:
-        kept = batches(class_samples, min(batch_size, len(class_samples)), seed, start, "class order")
-    return map(MicroBatch, shown, kept)
+        kept = batches(class_samples, class_size, seed, start, "class order")
+    for number, batch, of_class in zip(itertools.count(start), shown, kept, strict=False):
+        yield BatchToLoad(
+            samples=batch,
+            class_samples=of_class,
+            share=len(batch) / batch_size,
+            class_share=len(of_class) / max(1, class_size),
+            seed=seed,
+            number=number,
+        )
 
 
 def same_shape_groups(batch: Sequence[CachedSample]) -> list[list[CachedSample]]:

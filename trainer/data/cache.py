@@ -1,10 +1,15 @@
-"""Latents and conditions of a dataset, computed once before the first step."""
+"""Latents and conditions of a dataset, computed once and kept in a store."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import itertools
+import os
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,20 +18,38 @@ from torch.nn.functional import adaptive_avg_pool2d
 from ..config import TrainConfig
 from ..errors import DatasetError, shortened
 from ..events import Emit, Notice, Phase
-from ..ports import LatentEncoder, TextEncoder
-from .batches import CachedSample
+from ..files import sha256
+from ..ports import Conditioning, ControlPictures, Controls, LatentEncoder, TextEncoder, Traces
+from .batches import CachedSample, Sample
+from .drawn_masks import drawn_mask
+from .images import open_image
 from .records import Dataset, ImageRecord
+from .store import Entry, Store, key_of
+from .stored import SampleLost, StoredSample
+from .variation import Captions, Variation
 from .views import View, opened, views
+
+FORMAT = 1
+"""Of the entries; counts up when the same keys would name something else."""
+
+_POSSIBLE_TRACES: tuple[Traces, ...] = tuple(
+    frozenset(traces) for traces in ((), ("network",), ("latent",), ("latent", "network"))
+)
+_DECODERS = min(4, os.cpu_count() or 1)
+_AHEAD = 2 * _DECODERS
+"""Pictures that are decoded while the VAE is busy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
     """What a run trains on. Class samples are there when the objective keeps the class by pictures."""
 
-    samples: Sequence[CachedSample]
-    class_samples: Sequence[CachedSample] = ()
-    validation_samples: Sequence[CachedSample] = ()
+    samples: Sequence[Sample]
+    class_samples: Sequence[Sample] = ()
+    validation_samples: Sequence[Sample] = ()
     """Held out: never trained on."""
+    restore: Callable[[], object] | None = None
+    """Encodes again what was lost; no model must be on loan."""
 
 
 def cut_to_fit(
@@ -34,7 +57,7 @@ def cut_to_fit(
 ) -> tuple[Dataset, TrainConfig]:
     """Captions and class prompt as far as they can be encoded. Says which are cut."""
     prompt = config.prior.class_prompt
-    named = [("class_prompt", prompt), *((r.name, r.caption) for r in dataset.records)]
+    named = [("class_prompt", prompt), *((r.name, text) for r in dataset.records for text in r.texts)]
     fitted = {text: texts.fitted(text) for text in {text for _, text in named}}
     cut = [(name, text) for name, text in named if text != fitted[text]]
     if not cut:
@@ -42,14 +65,33 @@ def cut_to_fit(
     told = shortened(f"{name} ({len(text)} characters to {len(fitted[text])})" for name, text in cut)
     emit(Notice(message=f"captions longer than can be encoded are cut: {told}"))
     return (
-        dataset.with_records(r.with_caption(fitted[r.caption]) for r in dataset.records),
+        dataset.with_records(r.with_caption(*(fitted[text] for text in r.texts)) for r in dataset.records),
         replace(config, prior=replace(config.prior, class_prompt=fitted[prompt])),
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """One view of a record, with the names of its latent and of its encoded control pictures."""
+
+    record: ImageRecord
+    view: View
+    key: str
+    controls: str
+    """"" where the model is given none."""
+
+    @property
+    def name(self) -> str:
+        """Of all that its conditions depend on beside the caption."""
+        return self.key + self.controls
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleCache:
-    """Encodes records by the host's VAE and text encoder."""
+    """Encodes records by the host's VAE and text encoder: what the store does not hold yet.
+
+    What a key must say is in `_latent_key`, `_text_inputs` and `_condition_keys`.
+    """
 
     latents: LatentEncoder
     texts: TextEncoder
@@ -57,68 +99,296 @@ class SampleCache:
     """What the sides in pixels are multiples of."""
     emit: Emit
     check_interrupt: Callable[[], None]
+    store: Store = field(default_factory=lambda: Store(None, emit=lambda event: None))
+    _unpackable: dict[str, Conditioning] = field(default_factory=dict)
+    """Conditions of a kind that cannot be written."""
 
     def build(self, dataset: Dataset, config: TrainConfig, *, train_text: bool = False) -> TrainingData:
-        """The pictures first and the captions then, so that VAE and text encoder are not loaded in turns."""
+        """The pictures first and the captions then, so that VAE and text encoder are not loaded in turns.
+
+        Interrupted, it goes on where it was when it is called again.
+        """
+        self.check_interrupt()
         prior = config.prior.uses_pictures
-        records = [r for r in dataset.records if r.role != "class" or prior]
-        encoded = []
-        for i, record in enumerate(records):
-            self._progress("encoding pictures", i, len(records))
-            encoded += [
-                (record, view, *self._encode_picture(record, view))
-                for view in views(record, resolution=dataset.resolution, step=self.step)
-            ]
-        samples: dict[str, list[CachedSample]] = {"instance": [], "class": [], "validation": []}
-        for i, (record, view, latent, mask) in enumerate(encoded):
-            self._progress("encoding captions", i, len(encoded))
-            sample = self._with_text(record, view, latent, mask, config, train_text)
+        pictures = [
+            _Picture(record, view, self._latent_key(record, view), self._controls_key(record, view))
+            for record in dataset.records
+            if record.role != "class" or prior
+            for view in views(record, resolution=dataset.resolution, step=self.step)
+        ]
+        self.store.hold(key for picture in pictures for key in (picture.key, picture.controls) if key)
+        shapes = self._encode_pictures(pictures)
+        self._encode_controls(pictures)
+        texts = [_texts(picture.record, config, live=train_text) for picture in pictures]
+        keys = self._encode_captions(pictures, texts, shapes)
+        self.store.hold(keys.values())
+        samples: dict[str, list[StoredSample]] = {"instance": [], "class": [], "validation": []}
+        for picture, own in zip(pictures, texts, strict=True):
+            record = picture.record
+            sample = StoredSample(
+                key=record.digest,
+                bucket=shapes[picture.key],
+                captions=own.captions,
+                repeats=record.repeats,
+                weight=record.weight,
+                view=picture.view,
+                latent=picture.key,
+                conditions=tuple(keys[picture.name, text] for text in own.encoded),
+                empty=keys[picture.name, ""] if own.empty else "",
+                class_condition=keys[picture.name, own.class_prompt] if own.class_prompt else "",
+                references=partial(self._controls, picture) if train_text else None,
+                read=self._read,
+            )
             samples[record.role].append(sample)
         return TrainingData(
             samples=samples["instance"],
             class_samples=samples["class"],
             validation_samples=samples["validation"],
+            restore=lambda: self.build(dataset, config, train_text=train_text),
         )
 
-    def _progress(self, name: str, done: int, total: int) -> None:
-        self.check_interrupt()
-        self.emit(Phase(name=name, done=done, total=total))
+    @torch.no_grad()
+    def condition(self, caption: str, latent: Tensor, references: Controls = None) -> Conditioning:
+        """Of a caption for a latent of this shape, from the store if it is there."""
+        if references is not None:
+            return self.texts.encode(caption, latent, references)
+        keys = self._condition_keys(caption, tuple(latent.shape), (), latent_key="")
+        key = next((key for key in keys if self._has(key)), None)
+        if key is None:
+            key = self._encode_text(caption, latent, {}, (), latent_key="")
+        return self._condition(key)
 
-    def _encode_picture(self, record: ImageRecord, view: View) -> tuple[Tensor, Tensor | None]:
-        image, hidden = opened(record)
-        latent = self.latents.encode(view.cut(image))
+    # What an entry depends on.
+
+    def _latent_key(self, record: ImageRecord, view: View) -> str:
+        return key_of(FORMAT, self.latents.identity, record.digest, record.mask_digest, view)
+
+    def _controls_key(self, record: ImageRecord, view: View) -> str:
+        if not self.latents.takes_masks and not (self.latents.takes_controls and record.controls):
+            return ""
+        shown = [control.digest for control in record.controls], record.drawn_mask
+        return key_of(FORMAT, self.latents.control_kind, self._latent_key(record, view), *shown)
+
+    def _text_inputs(self, picture: _Picture) -> Mapping[str, Any]:
+        """What `TextEncoder.encode` is given beside caption and latent."""
+        told = {"view": picture.view} if self.texts.told_crops else {}
+        return {**told, "references": self._controls(picture)} if picture.controls else told
+
+    def _text_key(self, picture: _Picture) -> tuple[Any, ...]:
+        """Of `_text_inputs`: its `repr` says all of it."""
+        return (picture.view if self.texts.told_crops else None, picture.controls)
+
+    def _condition_keys(
+        self, caption: str, shape: tuple[int, ...], inputs: tuple[Any, ...], latent_key: str
+    ) -> Mapping[str, Traces]:
+        """Names that the entry may have, by what its making turned out to depend on."""
+        own = (FORMAT, self.texts.identity, caption, shape, inputs)
+        parts = {"network": self.texts.network_identity, "latent": latent_key}
+        return {
+            key_of(*own, *(parts[name] for name in sorted(traces))): traces for traces in _POSSIBLE_TRACES
+        }
+
+    # Encoding what is missing.
+
+    def _encode_pictures(self, pictures: Sequence[_Picture]) -> dict[str, tuple[int, ...]]:
+        """Shapes of the latents by key."""
+        own = {picture.key: picture for picture in pictures}
+        found = {key: self.store.shape(key, "latent") for key in own}
+        shapes = {key: shape for key, shape in found.items() if shape is not None}
+        missing = [picture for key, picture in own.items() if key not in shapes]
+        waiting, coming = iter(missing), deque[Future[tuple[Tensor, Tensor | None]]]()
+        with ThreadPoolExecutor(_DECODERS, "in-graph-lora decoder") as pool:
+            try:
+                for i, picture in enumerate(missing):
+                    self._progress("encoding pictures", i, len(missing))
+                    for after in itertools.islice(waiting, _AHEAD - len(coming)):
+                        coming.append(pool.submit(_pixels, after.record, after.view))
+                    entry = self._encode_picture(picture.record, *coming.popleft().result())
+                    self.store.put(picture.key, entry)
+                    shapes[picture.key] = tuple(entry.tensors["latent"].shape)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+        return shapes
+
+    def _encode_picture(self, record: ImageRecord, pixels: Tensor, mask: Tensor | None) -> Entry:
+        latent = self.latents.encode(pixels)
         if not latent.isfinite().all():
             raise DatasetError(
                 f"{record.name}: the VAE gives NaN or infinite latents; run the VAE in fp32"
                 " (start ComfyUI with --fp32-vae) or use a VAE that is safe in fp16"
             )
-        if hidden is None:
-            return latent, None
-        pixels = view.cut_mask(hidden)
-        mask = adaptive_avg_pool2d(pixels[None], (latent.shape[-2], latent.shape[-1]))  # [1, h, w]
-        return latent, mask.reshape(1, *[1] * (latent.ndim - 3), *mask.shape[-2:])
+        if mask is None:
+            return Entry({"latent": latent})
+        mask = adaptive_avg_pool2d(mask[None], (latent.shape[-2], latent.shape[-1]))  # [1, h, w]
+        return Entry({"latent": latent, "mask": mask.reshape(1, *[1] * (latent.ndim - 3), *mask.shape[-2:])})
 
-    def _with_text(
+    def _encode_controls(self, pictures: Sequence[_Picture]) -> None:
+        own = {p.controls: p for p in pictures if p.controls and not self._has(p.controls)}
+        for i, picture in enumerate(own.values()):
+            self._progress("encoding control pictures", i, len(own))
+            pixels, mask = _pixels(picture.record, picture.view)
+            controls = self.latents.controls(_control_pictures(picture.record, picture.view, pixels, mask))
+            self.store.put(picture.controls, self.latents.pack_controls(controls))
+
+    @torch.no_grad()
+    def _encode_captions(
+        self, pictures: Sequence[_Picture], texts: Sequence[_Texts], shapes: Mapping[str, tuple[int, ...]]
+    ) -> dict[tuple[str, str], str]:
+        """Keys of the conditions by (name of the picture, text). Each text is encoded for all its pictures in
+        one go, so that the encoder need not remember it for longer."""
+        by_text: defaultdict[str, dict[str, _Picture]] = defaultdict(dict)
+        for picture, own in zip(pictures, texts, strict=True):
+            for text in own.all:
+                by_text[text][picture.name] = picture
+        keys, missing = {}, []
+
+        def find(text: str, picture: _Picture) -> str | None:
+            own = self._text_key(picture)
+            possible = self._condition_keys(text, shapes[picture.key], own, picture.key)
+            return next((key for key in possible if self._has(key)), None)
+
+        for text, group in by_text.items():
+            for picture in group.values():
+                if (found := find(text, picture)) is not None:
+                    keys[picture.name, text] = found
+                else:
+                    missing.append((text, picture))
+        self.store.hold(keys.values())
+        for i, (text, picture) in enumerate(missing):
+            self._progress("encoding captions", i, len(missing))
+            key = find(text, picture)  # another picture may have had the same
+            if key is None:
+                latent = self._entry(picture.key).tensors["latent"]
+                inputs = self._text_inputs(picture), self._text_key(picture)
+                key = self._encode_text(text, latent, *inputs, picture.key)
+            keys[picture.name, text] = key
+        return keys
+
+    def _encode_text(
         self,
-        record: ImageRecord,
-        view: View,
+        text: str,
         latent: Tensor,
-        mask: Tensor | None,
-        config: TrainConfig,
-        live: bool,
-    ) -> CachedSample:
-        objective, prior = config.objective, config.prior
-        encode = partial(self.texts.encode, view=view)
-        with torch.no_grad():
-            return CachedSample(
-                latent=latent,
-                conditioning=None if live else encode(record.caption, latent),
-                key=record.digest,
-                caption=record.caption,
-                repeats=record.repeats,
-                weight=record.weight,
-                mask=mask,
-                view=view,
-                empty=encode("", latent) if objective.caption_dropout and not live else None,
-                class_conditioning=(encode(prior.class_prompt, latent) if prior.preserves_output else None),
-            )
+        inputs: Mapping[str, Any],
+        input_key: tuple[Any, ...],
+        latent_key: str,
+    ) -> str:
+        condition, traces = self.texts.traced(text, latent, **inputs)
+        keys = self._condition_keys(text, tuple(latent.shape), input_key, latent_key)
+        key = next(key for key, own in keys.items() if own == traces)
+        entry = self.texts.pack(condition)
+        if entry is not None:
+            self.store.put(key, entry)
+        else:
+            if not self._unpackable:
+                message = (
+                    "this model's conditions are of a kind that is not kept on disk; they stay in memory"
+                )
+                self.emit(Notice(message=message))
+            self._unpackable[key] = condition
+        return key
+
+    def _progress(self, name: str, done: int, total: int) -> None:
+        self.check_interrupt()
+        self.emit(Phase(name=name, done=done, total=total))
+
+    # Reading what is there.
+
+    def _has(self, key: str) -> bool:
+        return key in self._unpackable or key in self.store
+
+    def _entry(self, key: str) -> Entry:
+        entry = self.store.get(key)
+        if entry is None:
+            raise SampleLost
+        return entry
+
+    def _condition(self, key: str) -> Conditioning:
+        if not key:
+            return None
+        return self._unpackable[key] if key in self._unpackable else self.texts.unpack(self._entry(key))
+
+    def _controls(self, picture: _Picture) -> Controls:
+        if not picture.controls:
+            return None
+        given = _control_pictures(picture.record, picture.view, torch.empty(0), None)
+        return self.latents.unpack_controls(self._entry(picture.controls), given)
+
+    def _read(self, sample: StoredSample, which: int, caption: str) -> CachedSample:
+        entry = self._entry(sample.latent)
+        return CachedSample(
+            latent=entry.tensors["latent"],
+            conditioning=self._condition(sample.conditions[which] if sample.conditions else ""),
+            key=sample.key,
+            caption=caption,
+            repeats=sample.repeats,
+            weight=sample.weight,
+            mask=entry.tensors.get("mask"),
+            view=sample.view,
+            empty=self._condition(sample.empty),
+            class_conditioning=self._condition(sample.class_condition),
+            references=sample.references() if sample.references else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """What is encoded for one picture."""
+
+    captions: Captions
+    encoded: tuple[str, ...]
+    empty: bool
+    class_prompt: str
+
+    @property
+    def all(self) -> Iterable[str]:
+        yield from self.encoded
+        yield from [""] * self.empty
+        yield from [self.class_prompt] * bool(self.class_prompt)
+
+
+def _texts(record: ImageRecord, config: TrainConfig, *, live: bool) -> _Texts:
+    objective, prior = config.objective, config.prior
+    if record.role == "validation":
+        captions = Captions.fixed(record.caption)
+    else:
+        captions = Captions.of(
+            record.texts,
+            record.digest,
+            Variation.of(objective),
+            count=objective.caption_variants,
+            seed=config.seed,
+            live=live,
+        )
+    return _Texts(
+        captions,
+        encoded=() if live else captions.encoded,
+        empty=objective.caption_dropout > 0 and not live,
+        class_prompt=prior.class_prompt if prior.preserves_output else "",
+    )
+
+
+def _pixels(record: ImageRecord, view: View) -> tuple[Tensor, Tensor | None]:
+    """The picture as it is trained, and its mask [H, W]."""
+    image, hidden = opened(record)
+    pixels = view.cut(image)
+    mask = None if hidden is None else view.cut_mask(hidden)
+    for path, digest in ((record.path, record.digest), (record.mask, record.mask_digest)):
+        if path is not None and sha256(path) != digest:
+            raise DatasetError(f"{path.name} has changed since the dataset was loaded; run the graph again")
+    return pixels, mask
+
+
+def _control_pictures(
+    record: ImageRecord, view: View, target: Tensor, mask: Tensor | None
+) -> ControlPictures:
+    """mask: the record's own, as the target was cut; without one, that which is drawn for it."""
+    if mask is None and record.drawn_mask is not None:
+        mask = drawn_mask(record.digest, record.drawn_mask, view.size)
+    return ControlPictures(
+        images=[partial(open_image, control.path) for control in record.controls],
+        target=target,
+        target_size=view.size,
+        size=record.size,
+        cut=view.cut,
+        mask=mask,
+    )

@@ -28,6 +28,7 @@ def joined(
     captions: Sequence[str],
     keep_images_in: Path,
     on_file: Callable[[int, int], None],
+    control_folders: Sequence[Path] = (),
     framing: Framing | None = None,
     subfolders: bool = False,
     mask_folder: Path | None = None,
@@ -36,6 +37,7 @@ def joined(
     """Pictures of the folder, then connected ones [H, W, C], then those of the class. Raises DatasetError.
 
     keep_images_in: the folder that connected pictures are written to. unpack_into: that of archives.
+    control_folders, mask_folder: of the pictures in `folder`.
     """
     read = partial(
         scan_folder, resolution=resolution, on_file=on_file, framing=framing, subfolders=subfolders
@@ -45,12 +47,16 @@ def joined(
             "captions: these are for connected images and there are none; clear them or connect images"
         )
     dataset = Dataset(records=(), resolution=resolution)
+    if control_folders and folder is None:
+        raise DatasetError(
+            "control_folder: is for the pictures of the folder and there is none; clear it or give a folder"
+        )
     if unpack_into is not None:
         folder, class_folder = (
             unpacked(f, unpack_into) if f and is_archive(f) else f for f in (folder, class_folder)
         )
     if folder is not None:
-        found = read(folder, repeats=repeats, mask_folder=mask_folder)
+        found = read(folder, repeats=repeats, mask_folder=mask_folder, control_folders=control_folders)
         dataset = _with(dataset, found)
     if images:
         records = image_records(images, captions, repeats, keep_images_in, framing or Framing())

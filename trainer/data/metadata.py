@@ -23,6 +23,7 @@ FILE_COLUMNS = ("file_name", "image")
 TEXT_COLUMNS = ("text", "prompt")
 WEIGHT_COLUMN = "weight"
 FOCUS_COLUMN = "focus"
+CONTROL_COLUMN = re.compile(r"control_path(?:_[0-9]+)?")
 MAX_CAPTION_BYTES = 1_000_000
 MAX_METADATA_BYTES = 100_000_000
 
@@ -58,6 +59,7 @@ class Described:
     weight: float | None = None
     focus: Box | None = None
     """(left, top, right, bottom): pixels, or shares of the sides where none is above 1."""
+    controls: tuple[Path, ...] = ()
 
     def focus_in(self, size: tuple[int, int]) -> Box | None:
         """`focus` in pixels of a picture of (width, height), as far as it lies within."""
@@ -73,14 +75,15 @@ class Described:
             caption=other.caption if self.caption is None else self.caption,
             weight=other.weight if self.weight is None else self.weight,
             focus=other.focus if self.focus is None else self.focus,
+            controls=self.controls or other.controls,
         )
 
 
 def read_metadata(path: Path) -> tuple[dict[Path, Described], list[Problem]]:
     """What `metadata.csv` (with a header) or `metadata.jsonl` (an object a line) says of pictures.
 
-    Columns are `file_name` and `text`, or `image` and `prompt`; `weight` and `focus` may join them or replace
-    the text.
+    Columns are `file_name` and `text`, or `image` and `prompt`; `weight`, `focus`, `control_path`,
+    `control_path_1` … may join them or replace the text. In jsonl a `control_path` may be a list.
     Returns {picture beside or below the file: what is said of it}, and what was skipped: paths are only names
     to look up and never opened, and one that leads out of the folder is refused. Raises DatasetError if the
     file as a whole cannot be used.
@@ -89,10 +92,12 @@ def read_metadata(path: Path) -> tuple[dict[Path, Described], list[Problem]]:
     found: dict[Path, Described] = {}
     bad: list[str] = []
     odd: list[str] = []
+    outside: list[str] = []
     for line, row in _csv_rows(path, text) if path.suffix.lower() == ".csv" else _jsonl_rows(text):
         name, caption = _first(row, FILE_COLUMNS), _first(row, TEXT_COLUMNS)
         given, around = _given(row, WEIGHT_COLUMN), _given(row, FOCUS_COLUMN)
-        if not name or (caption is None and given is None and around is None):
+        shown = _control_names(row)
+        if not name or (caption is None and given is None and around is None and not shown):
             bad.append(f"line {line} lacks a file name or a text")
         elif (target := _below(path.parent, name)) is None:
             bad.append(f"line {line} names {name!r}, which is outside the folder")
@@ -103,13 +108,31 @@ def read_metadata(path: Path) -> tuple[dict[Path, Described], list[Problem]]:
             if around is not None and focus is None:
                 odd.append(f"line {line} has the focus {around!r}; left out, write left, top, right, bottom")
             caption = None if caption is None else caption.strip()
-            found.setdefault(target, Described(caption=caption, weight=weight, focus=focus))
+            controls = [c for c in (_below(path.parent, s) for s in shown) if c is not None]
+            if len(controls) < len(shown):
+                outside.append(f"line {line}")
+            found.setdefault(
+                target, Described(caption=caption, weight=weight, focus=focus, controls=tuple(controls))
+            )
     reasons = []
     if bad:
         reasons.append(f"{shortened(bad)}; these rows are skipped")
     if odd:
         reasons.append(shortened(odd))
+    if outside:
+        reasons.append(
+            f"{shortened(outside)}: a control_path leads out of the folder; left out, copy the picture in"
+        )
     return found, [Problem(path=path, reason=reason) for reason in reasons]
+
+
+def _control_names(row: dict) -> list[str]:
+    """The names under `control_path`, `control_path_1`, … in the order of the columns; "" is none."""
+    columns = sorted(
+        (k for k in row if isinstance(k, str) and CONTROL_COLUMN.fullmatch(k)), key=lambda k: (len(k), k)
+    )
+    names = [n for k in columns for n in (row[k] if isinstance(row[k], list) else [row[k]])]
+    return [n for n in names if isinstance(n, str) and n.strip()]
 
 
 def _given(row: dict, column: str) -> Any:
@@ -147,11 +170,9 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
         columns = [c.strip() for c in reader.fieldnames or ()]
-        if not set(columns) & set(FILE_COLUMNS) or not set(columns) & {
-            *TEXT_COLUMNS,
-            WEIGHT_COLUMN,
-            FOCUS_COLUMN,
-        }:
+        controls = filter(CONTROL_COLUMN.fullmatch, columns)
+        said = {*TEXT_COLUMNS, WEIGHT_COLUMN, FOCUS_COLUMN, *controls}
+        if not set(columns) & set(FILE_COLUMNS) or not set(columns) & said:
             raise DatasetError(
                 f"{path.name}: has the columns {columns}; name them file_name and text, or image and prompt"
             )

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..errors import DatasetError, shortened
+from .controls import alone, controls_beside
 from .formats import OTHER_PICTURES
 from .formats import SUFFIXES as IMAGE_SUFFIXES
 from .layouts.source import Source
@@ -37,7 +38,18 @@ class Part:
 
     @cached_property
     def pictures(self) -> list[Path]:
+        controls = {p for beside in self.controls.values() for p in beside}
+        return [p for p in self._own if p not in controls]
+
+    @cached_property
+    def _own(self) -> list[Path]:
+        """Pictures and control pictures."""
         return [p for p in self.files if p.suffix.lower() in IMAGE_SUFFIXES and not _is_mask(p)]
+
+    @cached_property
+    def controls(self) -> dict[str, list[Path]]:
+        """Stem of the picture → the control pictures beside it."""
+        return controls_beside(self._own)
 
     @cached_property
     def masks(self) -> dict[str, Path]:
@@ -74,11 +86,12 @@ class Part:
             if self.masks[stem] in self.files or self.pictures:
                 reason = f"is a mask and there is no picture {stem}; rename it, or remove it"
                 yield Problem(path=self.masks[stem], reason=reason)
+        yield from alone(self._own)
         beside = {p.stem for p in self.files if p.suffix.lower() not in SIDECAR_SUFFIXES}
-        alone = [p for (stem, _), p in self._sidecars.items() if stem not in beside]
-        if alone and self.pictures:
-            reason = f"captions without a picture: {shortened(p.name for p in alone)}; rename or remove them"
-            yield Problem(path=alone[0].parent, reason=reason, skipped=False)
+        left = [p for (stem, _), p in self._sidecars.items() if stem not in beside]
+        if left and self.pictures:
+            reason = f"captions without a picture: {shortened(p.name for p in left)}; rename or remove them"
+            yield Problem(path=left[0].parent, reason=reason, skipped=False)
 
 
 def parts_of(source: Source, problems: list[Problem], mask_folder: Path | None = None) -> list[Part]:

@@ -14,6 +14,17 @@ from .traits import Traits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Control:
+    """A picture that the network is shown beside the caption of another one."""
+
+    path: Path
+    digest: str
+    """sha256 of the file's bytes, hex."""
+    size: tuple[int, int]
+    """(width, height) in pixels, after EXIF rotation; not that of its picture."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRecord:
     """One picture and its caption. Pixels stay on disk until they are needed."""
 
@@ -32,26 +43,39 @@ class ImageRecord:
     its transparency."""
     mask_digest: str = ""
     framing: Framing = Framing()
+    captions: tuple[str, ...] = ()
+    """Other captions of it: each time that it is shown, `caption` or one of these is drawn."""
     focus: Box | None = None
     """(left, top, right, bottom) in the picture's pixels: what a crop keeps in view."""
     traits: Traits | None = None
     animated: bool = False
     """Whether the file has more frames; the first is used."""
+    controls: tuple[Control, ...] = ()
+    """In the order in which the network is given them."""
+    drawn_mask: int | None = None
+    """Number of the mask that is drawn for an inpaint model; see `drawn_masks`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "caption", readable(self.caption))
+        object.__setattr__(self, "captions", tuple(readable(c) for c in self.captions))
 
     @property
     def name(self) -> str:
         """Of the file, for messages."""
         return readable(self.path.name)
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All its captions."""
+        return (self.caption, *self.captions)
+
+    def with_caption(self, caption: str, *others: str) -> ImageRecord:
+        """With these captions and no other."""
+        return replace(self, caption=caption, captions=others)
+
     def views_at(self, resolution: int) -> int:
         """How many views of it are trained, in a dataset of this resolution; `views.views` gives them."""
         return len(self.framing.sides(self.size, resolution)) * self.framing.of_role(self.role).variants
-
-    def with_caption(self, caption: str) -> ImageRecord:
-        return replace(self, caption=caption)
 
     def with_role(self, role: Role) -> ImageRecord:
         return replace(self, role=role)
@@ -106,7 +130,7 @@ class Dataset:
     def texts(self) -> Iterator[tuple[str, str]]:
         """All that was written by hand, with a name for messages."""
         yield "trigger", self.trigger
-        yield from ((f"caption of {r.name}", r.caption) for r in self.records)
+        yield from ((f"caption of {r.name}", text) for r in self.records for text in r.texts)
 
     @property
     def shown(self) -> int:
@@ -115,9 +139,13 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """Changes when a picture, a caption, the order, repeats, roles, framing or the resolution changes."""
+        """Changes when a picture, a control picture, a caption, the order, repeats, roles, framing or the
+        resolution changes."""
         h = hashlib.sha256(f"{self.resolution}".encode())
         for r in self.records:
             parts = (r.digest, r.caption, r.repeats, r.role, r.weight, r.mask_digest, r.framing, r.focus)
+            parts += (r.captions,) if r.captions else ()
+            if r.controls or r.drawn_mask is not None:
+                parts += ([c.digest for c in r.controls], r.drawn_mask)
             h.update("\0".join(["", *map(str, parts)]).encode())
         return h.hexdigest()

@@ -5,7 +5,8 @@ each picture ten times an epoch (kohya's layout); other subfolders when asked. `
 path can be. A picture's caption is, in this order: the .txt file of the same name, the .caption file, its
 row in metadata.csv, its row in metadata.jsonl. The metadata may also give it a weight and a focus.
 `cat-masklabel.png` is the mask of cat.jpg (OneTrainer's name), and so is a picture `cat` in the subfolder
-`masks` or in a mask folder.
+`masks` or in a mask folder. `cat-control.png` is what an edit model is shown beside its caption: see
+`controls`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from ..errors import DatasetError, shortened
+from .controls import ControlFinder
 from .formats import OTHER_PICTURES
 from .formats import SUFFIXES as IMAGE_SUFFIXES
 from .framing import Framing
@@ -45,12 +47,13 @@ def scan_folder(
     framing: Framing | None = None,
     subfolders: bool = False,
     mask_folder: Path | None = None,
+    control_folders: Sequence[Path] = (),
 ) -> Dataset:
     """All usable pictures of a folder in natural order (img2 before img10); those in subfolders come last.
 
     What is skipped is named in `problems`. `on_file(done, total)` is called before each picture.
     framing: of all pictures, where the layout does not say otherwise. subfolders: read whatever their names.
-    mask_folder: with masks of the same names.
+    mask_folder: with masks of the same names. control_folders: with control pictures of the same stems.
     Raises DatasetError if the folder cannot be read or holds no usable picture.
     """
     root = Path(folder)
@@ -71,7 +74,7 @@ def scan_folder(
 
     for source, parts in read:
         own = replace(framing or Framing(), **source.framing)
-        records += _records(source, parts, own, problems, count)
+        records += _records(source, parts, own, control_folders, problems, count)
     records = [replace(r, repeats=r.repeats * repeats, role=_role(r, role)) for r in records]
     if not records:
         raise DatasetError(_nothing_usable(root, total, problems))
@@ -87,17 +90,21 @@ def _records(
     source: Source,
     parts: list[Part],
     framing: Framing,
+    control_folders: Sequence[Path],
     problems: list[Problem],
     count: Callable[[], None],
 ) -> list[ImageRecord]:
     root = source.folder
     listed = _metadata(parts, root, problems)
+    finder = ControlFinder(root, control_folders, listed, suffixes=IMAGE_SUFFIXES, confine=confine)
     records: list[ImageRecord] = []
     pictures = [(part, path) for part in parts for path in part.pictures]
     # Closed also when `count` raises: a traceback would keep the threads at work.
     with closing(_examined([path for _, path in pictures], root)) as looks:
         for (part, path), seen in zip(pictures, looks, strict=True):
             count()
+            if path in finder.named:
+                continue
             row = listed.pop(path, Described())
             try:
                 found = seen()
@@ -120,8 +127,11 @@ def _records(
                     focus=row.focus_in(found.size),
                     traits=found.traits,
                     animated=found.animated,
+                    controls=finder.of(path, part.controls.get(path.stem, ()), row),
                 )
             )
+    finder.check(records)
+    problems[:] = [p for p in problems if p.path not in finder.places] + finder.problems
     if listed:
         names = shortened(p.relative_to(root).as_posix() for p in listed)
         reason = f"metadata names pictures that are not there: {names}"
@@ -172,9 +182,15 @@ def folder_fingerprint(folder: str | os.PathLike[str], *, subfolders: bool = Fal
     h = hashlib.sha256(os.fsencode(root.absolute()))
     for source in sources(root, [], subfolders=subfolders):
         h.update(b"\0" + os.fsencode(source.folder.absolute()) + str(source).encode("utf-8", "replace"))
-        for part in parts_of(source, []):
+        parts = parts_of(source, [])
+        for part in parts:
             for path in (*part.files, *part.mask_files):
                 _add_file(h, path, source.folder)
+        for row in _metadata(parts, source.folder, []).values():
+            for path in row.controls:
+                with suppress(OSError):
+                    info = path.stat()
+                    h.update(os.fsencode(path) + f"\0{info.st_size}\0{info.st_mtime_ns}".encode())
     return h.hexdigest()
 
 

@@ -31,10 +31,13 @@ class CaptionTokenizer:
     def __init__(self, clip: CLIP, syntax: str = "text") -> None:
         """syntax: `DataConfig.caption_syntax`."""
         self._literal = syntax == "text"
-        self._clip: CLIP = _without_embeddings(clip) if self._literal else clip
+        self._clip: CLIP = without_embeddings(clip) if self._literal else clip
 
     def __call__(self, caption: str, **options: Any) -> Any:
-        """The tokens, as `encode_from_tokens` takes them: for most encoders {part: chunks}."""
+        """The tokens, as `encode_from_tokens` takes them: for most encoders {part: chunks}.
+
+        options: of the tokenizer, such as the pictures that it is shown.
+        """
         if self._literal and _BRACKET.search(caption) and self._reads_escapes:
             caption = _BRACKET.sub(r"\\\g<0>", caption)
         return self._clip.tokenize(caption, **options)
@@ -58,7 +61,7 @@ def _chunks(tokens: Any) -> int:
     return min((len(part) for part in parts if isinstance(part, list)), default=1)
 
 
-def _without_embeddings(part: Any) -> Any:
+def without_embeddings(part: Any) -> Any:
     """A copy of a CLIP, or of a tokenizer, whose tokenizers look for no embedding.
 
     Their identifier is changed rather than the text, so that the text is tokenized as one.
@@ -66,7 +69,7 @@ def _without_embeddings(part: Any) -> Any:
     own = copy.copy(part)
     for name, value in vars(part).items():
         if hasattr(value, "tokenize_with_weights"):
-            setattr(own, name, _without_embeddings(value))
+            setattr(own, name, without_embeddings(value))
     if hasattr(own, "embedding_identifier"):
         own.embedding_identifier = _NO_IDENTIFIER
     return own

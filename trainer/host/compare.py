@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..errors import ConfigError
 from ..pictures.comparison import Row
+from ..pictures.drawing import to_pil
 from .lora import apply_lora
+from .references import ControlEncoder, HostControls, to_sample
 from .sample import SampleSettings, encode_prompt, sample_image
 
 if TYPE_CHECKING:
@@ -30,16 +33,17 @@ def sample_rows(
     strengths: Sequence[float],
     settings: SampleSettings,
     on_step: Callable[[int, int], None],
+    controls: Mapping[str, HostControls | None] = {},  # noqa: B006 - is only read
 ) -> list[Row]:
     """A row for each shot, with a picture at each strength; 0 is the untouched model.
 
-    on_step: is told sampling steps (done, of all).
+    on_step: is told sampling steps (done, of all). controls: prompt → its control pictures.
     """
     total = len(shots) * len(strengths) * settings.steps
     columns: list[list[torch.Tensor]] = []
     for strength in strengths:  # the weights are patched once a column
         m, c = (model, clip) if strength == 0 else apply_lora(model, clip, lora, strength, strength)
-        unwanted = encode_prompt(c, negative)
+        unwanted: dict[HostControls | None, Any] = {}
         column: list[torch.Tensor] = []
         for prompt, seed in shots:
             start = (len(columns) * len(shots) + len(column)) * settings.steps
@@ -47,11 +51,37 @@ def sample_rows(
             def on_sampled(step: int, _of: int, start: int = start) -> None:
                 on_step(start + step, total)
 
-            wanted = encode_prompt(c, prompt)
-            column.append(sample_image(m, vae, wanted, unwanted, seed, settings, on_sampled))
+            shown = controls.get(prompt)
+            wanted = encode_prompt(c, prompt, shown)
+            if shown not in unwanted:
+                unwanted[shown] = encode_prompt(c, negative, shown, negative=True)
+            column.append(sample_image(m, vae, wanted, unwanted[shown], seed, settings, on_sampled))
             on_step(start + settings.steps, total)
         columns.append(column)
     return [
         Row(prompt=prompt, seed=seed, images=[column[i] for column in columns])
         for i, (prompt, seed) in enumerate(shots)
     ]
+
+
+def prompt_controls(
+    model: ModelPatcher, clip: CLIP, vae: VAE, prompts: Sequence[str], images: Tensor, size: tuple[int, int]
+) -> dict[str, HostControls | None]:
+    """Prompt → the picture that it is drawn with.
+
+    images: [1, H, W, C] for all prompts, or [N, H, W, C] for N of them. size: (width, height) that are drawn.
+    Raises ConfigError for another number, and for a model that takes no control picture.
+    """
+    if len(images) not in (1, len(prompts)):
+        raise ConfigError(
+            f"control has {len(images)} pictures and there are {len(prompts)} prompts; connect one"
+            " for all, or one for each"
+        )
+    encoder = ControlEncoder(model, vae, clip)
+    if not encoder.draws_with_pictures:
+        raise ConfigError(f"{type(model.model).__name__} draws without control pictures; disconnect control")
+    images = images.expand(len(prompts), *images.shape[1:])
+    return {
+        prompt: encoder(to_sample([to_pil(image[None, ..., :3])], size))
+        for prompt, image in zip(prompts, images, strict=True)
+    }

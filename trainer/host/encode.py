@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..data.store import Entry
 from ..errors import ModelError
+from ..ports import ControlPictures
+from . import kept_conditions
+from .references import ControlEncoder, HostControls
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
-    from comfy.sd import VAE
+    from comfy.sd import CLIP, VAE
 
 
 class HostLatentEncoder:
     """The engine's `LatentEncoder`."""
 
-    def __init__(self, vae: VAE, patcher: ModelPatcher) -> None:
+    def __init__(
+        self, vae: VAE, patcher: ModelPatcher, clip: CLIP | None = None, *, identity: str = ""
+    ) -> None:
+        """clip: that encodes the captions; some see the control pictures. identity:
+        `identity.latents_identity`; "" is like no other encoder's."""
+        self.identity = identity or uuid.uuid4().hex
         self.vae = vae
         self.model = patcher.model
         check_vae(vae, patcher)
+        self._controls = ControlEncoder(patcher, vae, clip)
+        self.takes_controls = self._controls.takes_pictures
+        self.control_kind = self._controls.kind
+        self.takes_masks = self._controls.way.masks
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         latent = self.vae.encode(pixels.unsqueeze(0))
         latent = self.model.process_latent_in(latent.float())
         return latent[0].to("cpu", torch.float32, copy=True)
+
+    def controls(self, pictures: ControlPictures) -> HostControls | None:
+        return self._controls(pictures)
+
+    def pack_controls(self, controls: HostControls | None) -> Entry:
+        entry = kept_conditions.pack_value(dict(controls.values) if controls else None)
+        if entry is None:
+            raise ModelError("the control pictures of this model are of a kind that cannot be written")
+        return entry
+
+    def unpack_controls(self, entry: Entry, pictures: ControlPictures) -> HostControls | None:
+        values = kept_conditions.unpack_value(entry)
+        return None if values is None else self._controls.with_values(values, pictures)
 
 
 def check_vae(vae: VAE, patcher: ModelPatcher) -> None:

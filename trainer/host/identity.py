@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from comfyui_version import __version__ as comfyui_version
 
 from .digest import digest
 
@@ -68,6 +71,32 @@ def vae_fingerprint(vae: VAE) -> Fingerprint:
     own, unknown = model_fingerprint(vae.patcher)
     more, unknown_too = digest(own, vae.vae_dtype, vae.latent_channels)
     return more, unknown + unknown_too
+
+
+def latents_identity(vae: Fingerprint, patcher: ModelPatcher) -> Fingerprint:
+    """Of all that decides a latent beside the pixels. vae: its fingerprint."""
+    own, unknown = vae
+    more, unknown_too = digest(own, comfyui_version, type(patcher.model), patcher.model.latent_format)
+    return more, unknown + unknown_too
+
+
+def conditions_identity(clip: Fingerprint, patcher: ModelPatcher, *settings: Any) -> Fingerprint:
+    """Of all that decides a condition beside caption, shape of the latent, and the network's weights.
+
+    clip: its fingerprint. settings: of how captions are read, and of the network.
+    """
+    own, unknown = clip
+    config = patcher.model.model_config
+    more, unknown_too = digest(
+        own, comfyui_version, type(patcher.model), type(config), config.unet_config, settings
+    )
+    return more, unknown + unknown_too
+
+
+def known(fingerprint: Fingerprint) -> str:
+    """The identity itself, or one that nothing has where something could not be digested."""
+    own, unknown = fingerprint
+    return f"{own} {uuid.uuid4().hex}" if unknown else own
 
 
 def _around_network(wrappers: Mapping[str, Any]) -> dict[str, Any]:

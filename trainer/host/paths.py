@@ -36,6 +36,16 @@ def unpacked_directory() -> Path:
     return output_directory() / "in-graph-lora" / "unpacked"
 
 
+def cache_directory() -> Path:
+    """Latents and conditions of all runs."""
+    return output_directory() / "in-graph-lora" / "cache"
+
+
+def captions_directory() -> Path:
+    """What models have written about pictures, to be used again."""
+    return output_directory() / "in-graph-lora" / "captions"
+
+
 def output_image(path: Path) -> dict[str, str]:
     """A picture below the output folder, as the page asks for it."""
     folder = path.parent.relative_to(output_directory()).as_posix()

@@ -14,7 +14,9 @@ import comfy.model_management as mm
 import comfy.sample
 import psutil
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ..adapters.start import StartingLora
 from ..config import BASE_PRECISIONS, MemoryConfig, TrainConfig
@@ -27,17 +29,20 @@ from ..memory.advice import explained_out_of_memory
 from ..memory.blocks import blocks
 from ..memory.plan import Measured, leanest_levers
 from ..memory.report import Plan, planned
-from ..ports import Loan
+from ..ports import Conditioning, ControlPictures, Loan
 from ..runs.folder import RunFolder
 from .base_precision import available
-from .conditioning import HostTextEncoder
 from .encode import pixel_step
 from .model import model_family
 from .progress import check_interrupt
+from .references import ControlEncoder, HostControls, to_sample
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
-    from comfy.sd import VAE
+    from comfy.sd import CLIP, VAE
+
+Encode = Callable[[str, Tensor, "HostControls | None"], Conditioning]
+"""Caption, latent and control pictures to a condition."""
 
 _KEPT = 8
 _measured: OrderedDict[str, Measured] = OrderedDict()
@@ -46,8 +51,9 @@ _measured: OrderedDict[str, Measured] = OrderedDict()
 
 def plan_run(
     model: ModelPatcher,
-    texts: HostTextEncoder,
+    encode: Encode,
     vae: VAE,
+    clip: CLIP,
     dataset: Dataset,
     config: TrainConfig,
     prints: tuple[str, ...],
@@ -60,13 +66,14 @@ def plan_run(
     """The plan, which is said, and the levers to train with. Without a plan where no step could be tried out,
     which is said too.
 
-    config: with `wanted` levers. prints: fingerprints of the models. start: the LoRA to go on from. folder:
-    the run that goes on, which keeps its base precision.
+    config: with `wanted` levers. prints: fingerprints of the
+    models. start: the LoRA to go on from. folder: the run that goes on, which keeps its base precision.
     """
     memory = config.memory
     manual = memory.fit == "manual"
     size, batch = _largest(dataset, config, pixel_step(vae, model))
-    samples, cached = _samples(model, texts, dataset, config, size, batch)
+    controls = ControlEncoder(model, vae, clip)(_largest_controls(dataset, size))
+    samples, cached = _samples(model, encode, dataset, config, size, batch, controls)
     key = _key(config, prints, samples)
     if key not in _measured:
         emit(Phase(name="trying out one step", done=0, total=1))
@@ -87,7 +94,7 @@ def plan_run(
         while len(_measured) > _KEPT:
             _measured.popitem(last=False)
     found = replace(_measured[key], cached=cached)
-    free = _free(model)
+    free = free_on(model)
     before = folder.config().get("memory", {}).get("base_precision") if folder else None
     precisions = (before,) if before in BASE_PRECISIONS else tuple(available())
     plan = Plan(
@@ -121,22 +128,24 @@ def _largest(dataset: Dataset, config: TrainConfig, step: int) -> tuple[tuple[in
 
 def _samples(
     model: ModelPatcher,
-    texts: HostTextEncoder,
+    encode: Encode,
     dataset: Dataset,
     config: TrainConfig,
     size: tuple[int, int],
     batch: int,
+    controls: HostControls | None,
 ) -> tuple[list[CachedSample], int]:
-    """A batch with latents of this size and the longest caption, and the bytes that a whole dataset takes."""
+    """A batch with latents of this size, the longest caption and these control pictures, and the bytes that a
+    whole dataset takes."""
     empty = torch.zeros([1, 4, size[1] // 8, size[0] // 8])
     shape = comfy.sample.fix_empty_latent_channels(model, empty, 8).shape[1:]
     latent = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     caption = max((r.caption for r in dataset.records), key=len)
     live = config.optimizer.text_encoder_lr > 0
     with torch.no_grad():
-        condition = None if live else texts.encode(caption, latent)
+        condition = None if live else encode(caption, latent, controls)
         prior = config.prior
-        kept = texts.encode(prior.class_prompt, latent) if prior.preserves_output else None
+        kept = encode(prior.class_prompt, latent, controls) if prior.preserves_output else None
     sample = CachedSample(
         latent=latent,
         conditioning=condition,
@@ -144,9 +153,17 @@ def _samples(
         caption=caption,
         empty=condition,
         class_conditioning=kept,
+        references=controls if live else None,
     )
     each = latent.numel() * latent.element_size() + sum(_bytes(c) for c in (condition, kept))
     return [sample] * batch, each * len(dataset.records)
+
+
+def _largest_controls(dataset: Dataset, size: tuple[int, int]) -> ControlPictures:
+    """Blank ones, as many and as large as the most that a picture of the dataset has."""
+    all_of = [[c.size for c in r.controls] for r in dataset.records]
+    largest = max(all_of, key=lambda sizes: (len(sizes), sum(w * h for w, h in sizes)), default=[])
+    return to_sample([Image.new("RGB", own) for own in largest], size)
 
 
 def _bytes(condition: Any) -> int:
@@ -158,7 +175,7 @@ def _bytes(condition: Any) -> int:
 
 def _safest(model: ModelPatcher, memory: MemoryConfig) -> MemoryConfig:
     """Resident where the model fits with room to spare or has no blocks, otherwise all blocks streamed."""
-    roomy = mm.is_device_cpu(model.load_device) or model.model_size() < 0.6 * _free(model)
+    roomy = mm.is_device_cpu(model.load_device) or model.model_size() < 0.6 * free_on(model)
     roomy = roomy or not _has_blocks(model)
     return replace(
         memory,
@@ -173,7 +190,7 @@ def _has_blocks(model: ModelPatcher) -> bool:
     return bool(blocks(model.model.diffusion_model, model_family(model).blocks))
 
 
-def _free(model: ModelPatcher) -> int:
+def free_on(model: ModelPatcher) -> int:
     """Bytes that a run may take on the device: what is free, and what ComfyUI's models hold there."""
     device = model.load_device
     free = int(mm.get_free_memory(device))
@@ -188,11 +205,15 @@ def _key(config: TrainConfig, prints: tuple[str, ...], samples: list[CachedSampl
     """Of all that decides what is measured."""
     settings = config.to_dict()
     matters = [settings[name] for name in ("adapter", "objective", "prior", "optimizer", "memory")]
-    shapes = [str(tuple(samples[0].latent.shape)), len(samples), _shapes(samples[0].conditioning)]
+    sample = samples[0]
+    shapes = [str(tuple(sample.latent.shape)), len(samples), _shapes(sample.conditioning)]
+    if sample.references is not None:
+        shapes.append(str(tree_map_only(Tensor, lambda t: t.shape, dict(sample.references.values))))
     return hashlib.sha256(json.dumps([prints, matters, shapes]).encode()).hexdigest()
 
 
 def _shapes(condition: Any) -> str:
     if condition is None:
         return ""
-    return str({k: str(getattr(c.cond, "shape", c.cond)) for k, c in sorted(condition.items())})
+    values = {k: tree_map_only(Tensor, lambda t: t.shape, c.cond) for k, c in sorted(condition.items())}
+    return str(values)

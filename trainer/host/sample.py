@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import comfy.model_management as mm
 import comfy.sample
 import comfy.samplers
+import node_helpers
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..config import PreviewConfig
+from ..data.records import Dataset
 from ..pictures.drawing import to_pil
+from .references import ControlEncoder, HostControls, to_sample
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -35,9 +38,14 @@ class SampleSettings:
     height: int
 
 
-def encode_prompt(clip: CLIP, text: str) -> list[Any]:
-    """As the stock CLIPTextEncode does."""
-    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+def encode_prompt(
+    clip: CLIP, text: str, references: HostControls | None = None, *, negative: bool = False
+) -> list[Any]:
+    """As the stock CLIPTextEncode does, or the stock node for these control pictures."""
+    if references is None:
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    encoded = references.encode_text(clip, text, negative=negative)
+    return node_helpers.conditioning_set_values(encoded, dict(references.values))
 
 
 def sample_image(
@@ -79,9 +87,13 @@ def sample_image(
 class PreviewSampler:
     """The engine's `Sampler`: draws as KSampler does, and leaves the model without the LoRA."""
 
-    def __init__(self, model: ModelPatcher, clip: CLIP, vae: VAE, config: PreviewConfig, size: int) -> None:
-        """size: pixels, where the config leaves width or height open."""
+    def __init__(
+        self, model: ModelPatcher, clip: CLIP, vae: VAE, config: PreviewConfig, dataset: Dataset
+    ) -> None:
+        """dataset: gives the size where the config leaves it open, and the control pictures: each prompt has
+        those of one picture, of a held-out one where there are any."""
         self.model, self.clip, self.vae, self.config = model, clip, vae, config
+        size = dataset.resolution
         self.prompts: Sequence[str] = config.prompts
         self._settings = SampleSettings(
             steps=config.steps,
@@ -92,6 +104,12 @@ class PreviewSampler:
             height=config.height or size,
         )
         self.settings = f"{config.negative!r} seed {config.seed} {self._settings}"
+        controlled = [r for r in dataset.records if r.controls and r.role != "class"]
+        held_out = [r for r in controlled if r.role == "validation"]
+        shown = held_out or controlled
+        self._shown = [shown[i % len(shown)] for i in range(len(self.prompts))] if shown else []
+        if self._shown:
+            self.settings += f" controls {[c.digest for r in self._shown for c in r.controls]}"
 
     def pictures(self, lora: Mapping[str, Tensor] | None) -> Generator[Image.Image]:
         from .lora import apply_lora  # brings peft, and nodes take this module's lists at start-up
@@ -104,13 +122,27 @@ class PreviewSampler:
                 if lora is not None:
                     model, patched = apply_lora(model, clip, lora, 1.0, 1.0)
                     clip = patched or clip
-                negative = encode_prompt(clip, self.config.negative)
-                encoded = [encode_prompt(clip, prompt) for prompt in self.prompts]
-            for i, positive in enumerate(encoded):
-                seed = (self.config.seed + i) % 2**64
+                shown = self._controls()
+                unwanted = {
+                    c: encode_prompt(clip, self.config.negative, c, negative=True)
+                    for c in dict.fromkeys(shown)
+                }
+                encoded = [encode_prompt(clip, p, c) for p, c in zip(self.prompts, shown, strict=True)]
+            for i, (positive, c) in enumerate(zip(encoded, shown, strict=True)):
+                negative, seed = unwanted[c], (self.config.seed + i) % 2**64
                 with torch.inference_mode():  # not across a yield: it belongs to the thread
                     image = sample_image(model, self.vae, positive, negative, seed, self._settings)
                 yield to_pil(image)
         finally:
             with torch.inference_mode():
                 mm.load_models_gpu([self.model])  # takes the LoRA out of the shared weights
+
+    def _controls(self) -> list[HostControls | None]:
+        """For each prompt."""
+        if not self._shown:
+            return [None] * len(self.prompts)
+        encoder = ControlEncoder(self.model, self.vae, self.clip)
+        size = self._settings.width, self._settings.height
+        if not encoder.draws_with_pictures:
+            return [None] * len(self.prompts)
+        return [encoder(to_sample([c.path for c in r.controls], size)) for r in self._shown]

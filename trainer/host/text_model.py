@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
 import torch
@@ -14,11 +14,15 @@ from ..data.views import View
 from ..memory.blocks import blocks, by_class
 from ..memory.out_of_place import out_of_place
 from .bypass import beneath_injections
-from .conditioning import HostTextEncoder
+from .caption_tokens import CaptionTokenizer
+from .conditioning import HostTextEncoder, text_of
 from .kernels import differentiable_kernels
 from .model import Condition, in_training, kept_loaded
 from .quantised import quantised_layers_differentiable
 from .staging import Staging, brought, trainable_view
+
+if TYPE_CHECKING:
+    from .references import HostControls
 
 _IN_PLACE = ("CLIPLayer", "T5LayerSelfAttention", "T5LayerFF")
 """Class names of ComfyUI's text modules that write residuals in place."""
@@ -36,21 +40,37 @@ class HostTextModel:
         self.blocks: Sequence[nn.Module] = blocks(self.net)
         """What gradient checkpointing takes one by one."""
 
-    def encode(self, caption: str) -> dict[str, Any]:
+    @property
+    def tokenize(self) -> CaptionTokenizer:
+        return self.texts.tokenize
+
+    def encode(self, caption: str, references: HostControls | None = None) -> dict[str, Any]:
         """What CLIPTextEncode puts into a conditioning, under the names that `extra_conds` takes."""
+        cond, extra = text_of(self, caption, references)[0]
+        return {"cross_attn": cond, **extra}
+
+    def encode_from_tokens_scheduled(self, tokens: Any, **_: Any) -> list[Any]:
+        """As CLIP's, with gradients."""
         model, device = self.clip.cond_stage_model, self.clip.patcher.load_device
         model.reset_clip_options()
         if self.clip.layer_idx is not None:
             model.set_clip_options({"layer": self.clip.layer_idx})
         model.set_clip_options({"execution_device": device})
         with mm.cuda_device_context(device):
-            out = model.encode_token_weights(self.texts.tokenize(caption))
-        cond, pooled, *more = out
-        return {"cross_attn": cond, "pooled_output": pooled, **(more[0] if more else {})}
+            cond, pooled, *more = model.encode_token_weights(tokens)
+        return [[cond, {"pooled_output": pooled, **(more[0] if more else {})}]]
 
-    def condition(self, caption: str, latent: Tensor, *, view: View | None = None) -> Condition:
-        """The network's arguments for this caption, this size and this view, with gradients."""
-        return self.texts.conditions(self.encode(caption), latent, view)
+    def condition(
+        self,
+        caption: str,
+        latent: Tensor,
+        references: HostControls | None = None,
+        *,
+        view: View | None = None,
+    ) -> Condition:
+        """The network's arguments for this caption, this size, these pictures and this view, with
+        gradients."""
+        return self.texts.conditions(self.encode(caption, references), latent, references, view=view)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from ..adapters.readers import read_start
 from ..adapters.start import StartingLora
 from ..config import MemoryConfig, TrainConfig
 from ..data.cache import SampleCache, cut_to_fit
+from ..data.drawn_masks import with_drawn_masks
 from ..data.records import Dataset
 from ..errors import TrainingError, shortened
 from ..events import Emit, Notice
@@ -32,11 +33,20 @@ from . import lora, paths
 from .class_images import with_class_images
 from .conditioning import HostTextEncoder
 from .encode import HostLatentEncoder, pixel_step
-from .identity import clip_fingerprint, model_fingerprint, vae_fingerprint
+from .identity import (
+    clip_fingerprint,
+    conditions_identity,
+    known,
+    latents_identity,
+    model_fingerprint,
+    vae_fingerprint,
+)
+from .kept_samples import kept
 from .model import borrowed, model_family
 from .noise import noise_process
 from .planning import plan_run, wanted
 from .progress import check_interrupt
+from .references import suited, way_of
 from .sample import PreviewSampler
 from .text_model import borrowed_clip
 
@@ -65,9 +75,10 @@ def train_on_loaded(
     it is.
     """
     job = _checked(model, clip, vae, dataset, config, emit)
-    dataset = with_class_images(job.dataset, config.prior, model, clip, vae, job.prints, emit)
-    texts, steps, prints = job.texts, job.steps, job.prints
-    dataset, config = cut_to_fit(dataset, job.config, texts, emit)
+    prints = job.prints
+    dataset = with_class_images(job.dataset, config.prior, model, clip, vae, prints, emit)
+    steps = job.steps
+    dataset, config = cut_to_fit(dataset, job.config, job.texts, emit)
     digest, loras, runs = dataset.digest, paths.lora_directory(), paths.runs_directory(config.name)
     key = run_key(config, dataset, prints)
     folder = None if new_run else find_run(runs, key, config, digest, steps, emit)
@@ -90,16 +101,27 @@ def train_on_loaded(
         base_hash=prints[0],
         trigger=dataset.trigger,
     )
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), kept(emit) as store:
         cache = SampleCache(
-            latents=HostLatentEncoder(vae, model),
-            texts=texts,
+            latents=HostLatentEncoder(vae, model, clip, identity=job.identities.latents),
+            texts=job.texts,
             step=pixel_step(vae, model),
             emit=emit,
             check_interrupt=check_interrupt,
+            store=store,
         )
         plan, memory = plan_run(
-            model, texts, vae, dataset, config, prints, job.lend, emit, start=job.start, folder=folder
+            model,
+            cache.condition,
+            vae,
+            clip,
+            dataset,
+            config,
+            prints,
+            job.lend,
+            emit,
+            start=job.start,
+            folder=folder,
         )
         config = replace(config, memory=memory)
         data = cache.build(dataset, config, train_text=train_text)
@@ -115,7 +137,7 @@ def train_on_loaded(
                 start=job.start,
                 stop_requested=stop_requested,
                 folder=folder,
-                sampler=PreviewSampler(model, clip, vae, config.preview, dataset.resolution),
+                sampler=PreviewSampler(model, clip, vae, config.preview, dataset),
                 plan=plan,
             )
         finally:
@@ -130,7 +152,7 @@ def plan_on_loaded(
     dataset, config = cut_to_fit(job.dataset, job.config, job.texts, emit)
     with torch.inference_mode(False):
         plan, _ = plan_run(
-            model, job.texts, vae, dataset, config, job.prints, job.lend, emit, start=job.start
+            model, job.texts.encode, vae, clip, dataset, config, job.prints, job.lend, emit, start=job.start
         )
     if plan is None:
         raise TrainingError(
@@ -154,6 +176,7 @@ class _Job:
     steps: int
     prints: tuple[str, ...]
     """`_fingerprints`."""
+    identities: _Identities
     texts: HostTextEncoder
     emit: Emit
     told: set[str] = field(default_factory=set)
@@ -179,7 +202,9 @@ def _checked(
 ) -> _Job:
     """Raises what `preflight.check` does; says what the user must know of settings and model."""
     config = replace(config, memory=wanted(config.memory))
-    dataset = dataset.hold_out(config.validation.held_out)
+    dataset = suited(dataset, model, clip, emit).hold_out(config.validation.held_out)
+    if way_of(model).masks:
+        dataset = with_drawn_masks(dataset)
     start = _starting_lora(model, config, emit)
     process = noise_process(model.get_model_object("model_sampling"))
     check(config, dataset, model.model.diffusion_model, process, start)
@@ -193,6 +218,7 @@ def _checked(
                 message=f"{name} is no family that we have tested; training by what the model says of itself"
             )
         )
+    prints, identities = _fingerprints(model, clip, vae, config, emit)
     return _Job(
         model=_computing_in(model, config.memory.precision),
         clip=clip,
@@ -200,8 +226,16 @@ def _checked(
         config=config,
         start=start,
         steps=steps,
-        prints=_fingerprints(model, clip, vae, config, emit),
-        texts=HostTextEncoder(clip, model, config.objective.guidance, config.data.caption_syntax),
+        prints=prints,
+        identities=identities,
+        texts=HostTextEncoder(
+            clip,
+            model,
+            config.objective.guidance,
+            config.data.caption_syntax,
+            identity=identities.conditions,
+            network_identity=identities.network,
+        ),
         emit=emit,
     )
 
@@ -228,9 +262,18 @@ def _starting_lora(model: ModelPatcher, config: TrainConfig, emit: Emit) -> Star
     return start
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Identities:
+    """By which what was encoded is found again; of their own where something is not known."""
+
+    latents: str
+    conditions: str
+    network: str
+
+
 def _fingerprints(
     model: ModelPatcher, clip: CLIP, vae: VAE, config: TrainConfig, emit: Emit
-) -> tuple[str, ...]:
+) -> tuple[tuple[str, ...], _Identities]:
     """Everything outside the config that decides the weights; the model's own comes first.
 
     Where something cannot be told, this run is taken for no other, and that is said.
@@ -249,7 +292,14 @@ def _fingerprints(
     prints.append(f"{process.prediction} {process.shift} {process.sigmas.sum()}")
     if config.adapter.start_from:
         prints.append(sha256(paths.lora_path(config.adapter.start_from)))
-    return tuple(prints)
+    of_model, of_clip, of_vae = found
+    settings = (config.objective.guidance, config.data.caption_syntax, config.memory.precision)
+    identities = _Identities(
+        latents=known(latents_identity(of_vae, model)),
+        conditions=known(conditions_identity(of_clip, model, *settings)),
+        network=known(of_model),
+    )
+    return tuple(prints), identities
 
 
 def _make_room(model: ModelPatcher, clip: CLIP | None) -> None:

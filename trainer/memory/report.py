@@ -54,7 +54,7 @@ class Plan:
                 f"this run needs about {gb(self.chosen.with_reserve)} GB and {gb(self.device_free)} GB are"
                 " free, so it may run out of memory; lower batch_size, or the resolution in Load Dataset"
             )
-        elif self.swaps:
+        if self.swaps:
             found.append(
                 f"this run needs about {gb(self.chosen.host)} GB of system memory and {gb(self.host_free)}"
                 " GB are free, so the machine may swap and become slow; close other programs, or lower"

@@ -1,4 +1,5 @@
-"""One picture that shows what will be trained: each picture as cropped, its size, repeats and caption."""
+"""One picture that shows what will be trained: each picture as cropped, after its control pictures, its size,
+repeats and caption."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import math
 import torch
 from PIL import Image
 
+from ..data.images import open_image
 from ..data.records import Dataset, ImageRecord
 from ..data.views import View, opened, views
 from .drawing import to_tensor, writer
@@ -15,6 +17,8 @@ CELL = 192
 LINE = 18
 GAP = 8
 COLUMNS = 6
+CONTROL, CONTROLS = 64, 3
+"""Side of a control picture, and how many are shown."""
 INK, DIM, PAPER = (235, 235, 235), (160, 160, 160), (32, 32, 32)
 MASKED_OUT = (200, 40, 40)
 
@@ -39,7 +43,7 @@ def contact_sheet(dataset: Dataset, max_images: int = 24) -> torch.Tensor:
         x = GAP + i % columns * pitch[0]
         y = 2 * GAP + LINE + i // columns * pitch[1]
         shown_as = views(record, resolution=dataset.resolution)
-        thumb = thumbnail(record, shown_as[0], CELL)
+        thumb = _cell(record, shown_as[0])
         sheet.paste(thumb, (x + (CELL - thumb.width) // 2, y + (CELL - thumb.height) // 2))
         write((x, y + CELL), _label(record, shown_as), CELL, DIM)
         write((x, y + CELL + LINE), record.caption or "(no caption)", CELL, INK)
@@ -54,8 +58,28 @@ def title(dataset: Dataset, shown: int | None = None) -> str:
     more = f" · first {shown} shown" if shown is not None and shown < len(dataset) else ""
     masks = sum(r.mask is not None for r in dataset.records)
     masked = f" · {masks} masked" if masks else ""
+    controls = sum(bool(r.controls) for r in dataset.records)
+    masked += f" · {controls} with control pictures" if controls else ""
     skipped = sum(p.skipped for p in dataset.problems)
     return f"{images}{masked} · {skipped} skipped · {kinds}{more}"
+
+
+def _cell(record: ImageRecord, view: View) -> Image.Image:
+    """The picture; with control pictures these in a column, an arrow, and the picture."""
+    if not record.controls:
+        return thumbnail(record, view, CELL)
+    cell = Image.new("RGB", (CELL, CELL), PAPER)
+    each = min(CONTROL, (CELL - LINE) // len(record.controls[:CONTROLS]))
+    for i, control in enumerate(record.controls[:CONTROLS]):
+        small = open_image(control.path)
+        small.thumbnail((each, each), reducing_gap=3.0)
+        cell.paste(small, ((CONTROL - small.width) // 2, i * each + (each - small.height) // 2))
+    more = len(record.controls) - CONTROLS
+    note = f"+{more} →" if more > 0 else "→"
+    writer(13).draw(cell, (CONTROL - LINE, CELL - LINE), note, INK)
+    thumb = thumbnail(record, view, CELL - CONTROL - GAP)
+    cell.paste(thumb, (CELL - thumb.width, (CELL - thumb.height) // 2))
+    return cell
 
 
 def thumbnail(record: ImageRecord, view: View, side: int) -> Image.Image:

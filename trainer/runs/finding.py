@@ -19,7 +19,7 @@ from .checkpoints import step_reached
 from .folder import RunFolder, previous_runs
 from .result import Result
 
-MATHEMATICS = 3
+MATHEMATICS = 4
 """Counts up when the same settings would give another LoRA, so that old runs are not taken for new ones: a
 changed formula, order of draws, or default."""
 

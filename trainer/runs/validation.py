@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from ..config import ObjectiveConfig, ValidationConfig
-from ..data.batches import CachedSample
+from ..data.batches import Sample
 from ..events import Validated
 from ..noise import add_noise
 from ..objective import Objective
@@ -25,13 +25,14 @@ STRATA = 8
 
 
 @torch.no_grad()
-def held_out_loss(objective: Objective, samples: Sequence[CachedSample], seed: int, batch_size: int) -> float:
+def held_out_loss(objective: Objective, samples: Sequence[Sample], seed: int, batch_size: int) -> float:
     """Measured with the weights that are in the network now; `batch_size` bounds the memory."""
     denoiser = objective.denoiser
     device = denoiser.device
     total = torch.zeros((), device=device)
     with objective.adapter.evaluating():
-        for i, sample in enumerate(samples):
+        for i, stored in enumerate(samples):
+            sample = stored.load()
             x_0 = sample.latent.expand(STRATA, *sample.latent.shape)
             noise = torch.randn(x_0.shape, generator=stream(seed, "validation", i))
             u = (torch.arange(STRATA) + 0.5) / STRATA

@@ -121,6 +121,8 @@ def _run(
 ) -> dict[str, Any]:
     from ..bench.meter import Meter
 
+    if hasattr(trainer, "prepare"):
+        trainer.prepare()
     with Meter(trainer.net, trainer.device, trainer.forward if floors else None, pause) as meter:
         adapted = trainer.train()
     measured = slice(task["warmup"], None)
@@ -135,6 +137,7 @@ def _run(
         "samples": meter.samples,
         "layers": adapted.layers,
         "parameters": adapted.parameters,
+        "plan": getattr(trainer, "plan", None),
         "ring": rings.figures(len(meter.steps)) if rings and rings.made else None,
     }
 

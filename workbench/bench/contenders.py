@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,12 @@ from in_graph_lora.trainer.data.batches import CachedSample
 from in_graph_lora.trainer.data.cache import TrainingData
 from in_graph_lora.trainer.events import Event, RunStarted
 from in_graph_lora.trainer.host import lora
+from in_graph_lora.trainer.host.base_precision import available
 from in_graph_lora.trainer.host.conditioning import HostTextEncoder
 from in_graph_lora.trainer.host.model import HostDenoiser, borrowed
+from in_graph_lora.trainer.host.planning import free_on
+from in_graph_lora.trainer.measure import measure
+from in_graph_lora.trainer.memory.report import levers, planned
 from in_graph_lora.trainer.ports import Loan
 from in_graph_lora.trainer.session import Destination, train_lora
 
@@ -129,16 +133,13 @@ class _Texts:
 
 class Ours(_OnLoaded):
     _training: HostDenoiser | None = None
+    plan: dict[str, Any] | None = None
+    """What was chosen with fit auto, and predicted."""
 
-    def forward(self) -> None:
-        if self._training is None:
-            super().forward()
-        else:
-            self._pass(self._training)
-
-    def train(self) -> Adapted:
-        job, started = self.job, []
-        config = TrainConfig(
+    @cached_property
+    def config(self) -> TrainConfig:
+        job = self.job
+        return TrainConfig(
             name="bench",
             steps=job.steps,
             adapter=AdapterConfig(rank=job.rank, targets=job.options.get("targets", "attention")),
@@ -146,15 +147,36 @@ class Ours(_OnLoaded):
             memory=MemoryConfig(**{"fit": "manual", **job.options.get("memory", {})}),
         )
 
+    @contextmanager
+    def lend(self, memory: MemoryConfig) -> Iterator[Loan]:
+        with borrowed(self.patcher, memory) as denoiser:
+            self._training = denoiser
+            yield Loan(denoiser=denoiser)
+        self._training = None
+
+    def forward(self) -> None:
+        if self._training is None:
+            super().forward()
+        else:
+            self._pass(self._training)
+
+    def prepare(self) -> None:
+        """With fit auto: choose the levers as a run does. The step that is tried out streams every block."""
+        if self.config.memory.fit == "manual":
+            return
+        tried = MemoryConfig(fit="manual", checkpointing=1, streamed=1.0)
+        with torch.inference_mode(False), self.lend(tried) as loan:
+            measured = measure(loan, self.config, self.samples, check_interrupt=lambda: None)
+        need = planned(measured, self.config.memory, free_on(self.patcher), tuple(available()))
+        self.plan = {"levers": levers(need.memory), "device": need.device, "seconds": need.seconds}
+        self.config = replace(self.config, memory=need.memory)
+
+    def train(self) -> Adapted:
+        job, config, started = self.job, self.config, []
+
         def emit(event: Event) -> None:
             if isinstance(event, RunStarted):
                 started.append(event)
-
-        @contextmanager
-        def lend(memory: MemoryConfig) -> Iterator[Loan]:
-            with borrowed(self.patcher, memory) as denoiser:
-                self._training = denoiser
-                yield Loan(denoiser=denoiser)
 
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -170,12 +192,11 @@ class Ours(_OnLoaded):
             )
             data = TrainingData(samples=self.samples, class_samples=[])
             train_lora(
-                *(lend, data, config, destination),
+                *(self.lend, data, config, destination),
                 steps=config.steps,
                 emit=emit,
                 check_interrupt=lambda: None,
             )
-        self._training = None
         return Adapted(started[0].layers, started[0].parameters)
 
 

@@ -23,6 +23,8 @@ def table(entries: Mapping[str, Mapping[str, Any]]) -> str:
 def _cells(entry: Mapping[str, Any], ours: Mapping[str, Any] | None) -> tuple[str, ...]:
     case = entry["case"]
     settings = ", ".join(f"{k} {v}" for k, v in case["options"].get("memory", case["options"]).items())
+    if plan := entry.get("plan"):
+        settings += f": {plan['levers']} ({plan['seconds']:.3f} s, {plan['device'] / 2**30:.1f} GB predicted)"
     start = (
         *(case["model"], str(case["resolution"]), str(case["batch"]), case["trainer"]),
         *(f"{case['cap']:g}" if case["cap"] else "–", settings or "its defaults"),

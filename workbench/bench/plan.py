@@ -13,6 +13,8 @@ from typing import Any
 
 LEAN = {"checkpointing": 1}
 OURS = {"memory": LEAN}
+AUTO: dict[str, Any] = {"memory": {"fit": "auto"}}
+"""The levers are chosen by the plan."""
 CORE: dict[str, Any] = {}
 """Its defaults: gradient checkpointing is on."""
 DIFFUSERS = {"checkpointing": True}
@@ -61,6 +63,9 @@ def on_a_gpu() -> list[dict[str, Any]]:
         task("flux", "ours", one, streamed(0.8), cap=12),
         task("qwen", "ours", ((512, 1),), streamed(0.75), cap=16),
         task("flux", "ours", one, streamed(0.6, base_precision="fp8"), cap=12),
+        task("sdxl", "ours", one, AUTO, cap=8),
+        *[task("flux", "ours", one, AUTO, cap=cap) for cap in (12, 16, 24)],
+        task("qwen", "ours", ((512, 1),), AUTO, cap=16),
         task("sdxl", "ours", LARGE, OURS),
         task("sd15", "ours", SMALL, OURS),
         task("sdxl", "core", LARGE, CORE),
@@ -92,6 +97,7 @@ def rehearsed() -> list[dict[str, Any]]:
     for model in ("tiny", "tiny-flux", "tiny-qwen"):
         tasks.append(task(model, "ours", cases, OURS, steps=1))
         tasks.append(task(model, "ours", cases[:1], streamed(1.0), cap=8, steps=1))
+        tasks.append(task(model, "ours", cases[:1], AUTO, cap=8, steps=1))
         tasks.append(task(model, "core", cases, CORE, steps=1))
         tasks.append(task(model, "diffusers", cases, DIFFUSERS, steps=1))
     return tasks

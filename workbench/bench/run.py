@@ -56,6 +56,8 @@ IN_TURN = "in turn"
 def main() -> int:
     if "--adapters" in sys.argv:
         return importlib.import_module(".adapters", __package__).run()
+    if "--cards" in sys.argv:
+        return importlib.import_module(".cards", __package__).run()
     parser = argparse.ArgumentParser(prog="dev.py bench", description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", help="tiny, sd15, sdxl, flux; default: what the device can do")
     parser.add_argument("--resolutions", nargs="+", type=int, help="pixels; default: 256, on a GPU 512 1024")
