@@ -178,6 +178,38 @@ class TrainObjective(io.ComfyNode):
                     advanced=True,
                     tooltip="How much the part outside a mask counts.",
                 ),
+                io.Boolean.Input(
+                    "tag_shuffle",
+                    default=_D.tag_shuffle,
+                    advanced=True,
+                    tooltip="Show the tags of a caption, which commas divide, in another order each time.",
+                ),
+                io.Int.Input(
+                    "keep_tags",
+                    default=_D.keep_tags,
+                    min=0,
+                    max=1000,
+                    advanced=True,
+                    tooltip="Tags at the beginning that are neither moved nor dropped, such as the trigger.",
+                ),
+                io.Float.Input(
+                    "tag_dropout",
+                    default=_D.tag_dropout,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Share of the other tags that is left out each time: 0.1 is usual.",
+                ),
+                io.Int.Input(
+                    "caption_variants",
+                    default=_D.caption_variants,
+                    min=1,
+                    max=1000,
+                    advanced=True,
+                    tooltip="Texts of a picture that are encoded beforehand, where its caption varies. A text"
+                    " encoder that trains gets a new one each time.",
+                ),
             ],
             outputs=[Objective.Output(display_name="objective", tooltip="For Train LoRA.")],
         )

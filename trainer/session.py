@@ -194,7 +194,7 @@ class Session:
         if self.data.restore is None or self._lost_at.count(step) > MOST_LOST:
             raise StorageError(
                 f"the cache loses what step {step} needs as fast as it is encoded; let nothing delete its"
-                " files meanwhile, or do without it (docs/data.md)"
+                " files meanwhile, or do without it (docs/cache.md)"
             ) from lost
         self._tell(f"what step {step} needs is gone from the cache or was altered; it is encoded again")
         self.data.restore()

@@ -369,6 +369,7 @@ def test_caption_lines_keeps_lists_and_splits_one_text():
                 "images",
                 "captions",
                 "class_folder",
+                "control_folder",
                 "framing",
                 "subfolders",
                 "mask_folder",

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from workbench.dev import comfyui
 
@@ -46,3 +47,20 @@ def test_the_example_script_says_what_is_wrong(repo_root, tiny_checkpoint, tmp_p
     failed = script(repo_root, tiny_checkpoint, tmp_path)
     assert failed.returncode == 1
     assert "DatasetError" in failed.stderr.splitlines()[-1]
+
+
+def test_the_cache_is_shown_and_cleared_by_a_script(repo_root, tmp_path):
+    from in_graph_lora.trainer.data.store import Entry, Store, key_of
+
+    folder = tmp_path / "in-graph-lora" / "cache"
+    Store(folder, print).put(key_of(1), Entry({"latent": torch.zeros(4, 8, 8)}))
+
+    def said(*more: str) -> str:
+        command = [sys.executable, str(repo_root / "scripts" / "clear_cache.py"), str(tmp_path), *more]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "there are 1 entries" in said()
+    assert "deleted 1 entries" in said("--clear")
+    assert list(folder.rglob("*.safetensors")) == []

@@ -97,3 +97,23 @@ def test_each_trainer_runs(repo_root: Path, comfyui: Path, tmp_path: Path) -> No
     assert attention[0]["parameters"] == attention[1]["parameters"]
     assert all(len(r["results"][0]["steps"]) == 1 and r["added_memory"] > 0 for r in rows.values())
     assert all(name in done.stdout for name in rows)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_dataset_encodes_once_and_the_loop_every_time(
+    repo_root: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bench.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "workbench.bench.run", "--data", "--pictures", "9", "--out", out],
+        cwd=repo_root, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {r["case"]: r for r in json.loads(out.read_text(encoding="utf-8"))}
+    assert {name: r["encoded"] for name, r in rows.items()} == {
+        "ours, first": 9,
+        "ours, again": 0,
+        "diffusers-style loop": 9,
+    }
+    assert rows["ours, again"]["disk"] == rows["ours, first"]["disk"] > 9 * 77 * 768 * 4
+    assert "| 9 | ours, first | 9 |" in done.stdout

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -144,8 +146,15 @@ class SampleCache:
             samples=samples["instance"],
             class_samples=samples["class"],
             validation_samples=samples["validation"],
-            restore=lambda: self.build(dataset, config, train_text=train_text),
+            restore=lambda: self._restore(dataset, config, train_text),
         )
+
+    def _restore(self, dataset: Dataset, config: TrainConfig, train_text: bool) -> None:
+        """Where one entry was lost or altered, others may be."""
+        for key in self.store.held:
+            self.check_interrupt()
+            self.store.check(key)
+        self.build(dataset, config, train_text=train_text)
 
     @torch.no_grad()
     def condition(self, caption: str, latent: Tensor, references: Controls = None) -> Conditioning:
@@ -210,6 +219,14 @@ class SampleCache:
                 pool.shutdown(wait=False, cancel_futures=True)
         return shapes
 
+    def _latent(self, picture: _Picture) -> Tensor:
+        """From the store, or encoded anew if it went in the meantime."""
+        entry = self.store.get(picture.key)
+        if entry is None:
+            entry = self._encode_picture(picture.record, *_pixels(picture.record, picture.view))
+            self.store.put(picture.key, entry)
+        return entry.tensors["latent"]
+
     def _encode_picture(self, record: ImageRecord, pixels: Tensor, mask: Tensor | None) -> Entry:
         latent = self.latents.encode(pixels)
         if not latent.isfinite().all():
@@ -258,7 +275,7 @@ class SampleCache:
             self._progress("encoding captions", i, len(missing))
             key = find(text, picture)  # another picture may have had the same
             if key is None:
-                latent = self._entry(picture.key).tensors["latent"]
+                latent = self._latent(picture)
                 inputs = self._text_inputs(picture), self._text_key(picture)
                 key = self._encode_text(text, latent, *inputs, picture.key)
             keys[picture.name, text] = key
@@ -378,6 +395,11 @@ def _pixels(record: ImageRecord, view: View) -> tuple[Tensor, Tensor | None]:
     return pixels, mask
 
 
+def _beside(path: Path, view: View) -> Image.Image:
+    """A control picture, mirrored and coloured as the picture that is trained on: they are a pair."""
+    return view.whole(open_image(path))
+
+
 def _control_pictures(
     record: ImageRecord, view: View, target: Tensor, mask: Tensor | None
 ) -> ControlPictures:
@@ -385,10 +407,10 @@ def _control_pictures(
     if mask is None and record.drawn_mask is not None:
         mask = drawn_mask(record.digest, record.drawn_mask, view.size)
     return ControlPictures(
-        images=[partial(open_image, control.path) for control in record.controls],
+        images=[partial(_beside, control.path, view) for control in record.controls],
         target=target,
         target_size=view.size,
         size=record.size,
-        cut=view.cut,
+        cut=view.of_whole.cut,
         mask=mask,
     )

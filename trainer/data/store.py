@@ -77,6 +77,8 @@ class Store:
         self._recent_bytes = 0
         self._damaged: set[str] = set()
         self._held: dict[str, None] = {}
+        self._told = 0
+        """How many of them the other processes know of."""
         self._lease = f"{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
         self._size = usage(folder)[1] if folder else 0
         self._evict_above = limit
@@ -117,6 +119,19 @@ class Store:
         self._remember(key, entry)
         return entry
 
+    def check(self, key: str) -> None:
+        """Reads the file again; one that is damaged counts as missing from here on."""
+        if self.folder is None or key in self._unwritten:
+            return
+        try:
+            _read(self._path(key), key)
+        except _UNREADABLE:
+            self._forget(key)
+
+    @property
+    def held(self) -> list[str]:
+        return list(self._held)
+
     def put(self, key: str, entry: Entry) -> None:
         """Kept in memory, and said once, where the folder cannot be written; so is what holds NaN, unsaid."""
         if not self._writable or entry.has_nan:
@@ -131,28 +146,32 @@ class Store:
             self.emit(Notice(message=f"what is encoded from here on stays in memory: {error}"))
             return
         self._damaged.discard(key)
+        self._held[key] = None
         self._remember(key, entry)
         self._size += len(data)
         if self._size > self._evict_above:
             self._evict()
 
     def hold(self, keys: Iterable[str]) -> None:
-        """Nobody's eviction takes these until `release`, also those that are still to be put."""
-        new = [key for key in dict.fromkeys(keys) if key not in self._held]
-        if self.folder is None or not new:
+        """No eviction takes these, nor what was put since, until `release`."""
+        if self.folder is None:
             return
-        self._held.update(dict.fromkeys(new))
-        for key in new:
-            with contextlib.suppress(OSError):
-                os.utime(self._path(key))
-        with contextlib.suppress(StorageError):  # the first entry that is put says so
-            write_json(self.folder / _LEASES / self._lease, {"pid": os.getpid(), "keys": [*self._held]})
+        for key in keys:
+            if key not in self._held:
+                self._held[key] = None
+                with contextlib.suppress(OSError):
+                    os.utime(self._path(key))
+        if len(self._held) > self._told:
+            self._told = len(self._held)
+            with contextlib.suppress(StorageError):  # the first entry that is put says so
+                write_json(self.folder / _LEASES / self._lease, {"keys": [*self._held]})
 
     def release(self) -> None:
         if self.folder is not None:
             with contextlib.suppress(OSError):
                 (self.folder / _LEASES / self._lease).unlink(missing_ok=True)
         self._held.clear()
+        self._told = 0
 
     def _path(self, key: str) -> Path:
         assert self.folder is not None
@@ -169,6 +188,9 @@ class Store:
 
     def _forget(self, key: str) -> None:
         self._damaged.add(key)  # where it cannot be deleted
+        with self._lock:
+            if (known := self._recent.pop(key, None)) is not None:
+                self._recent_bytes -= known.nbytes
         if self.folder is not None:
             with contextlib.suppress(OSError):
                 self._path(key).unlink()

@@ -21,7 +21,9 @@ from torch.utils._pytree import tree_map_only
 from ..adapters.start import StartingLora
 from ..config import BASE_PRECISIONS, MemoryConfig, TrainConfig
 from ..data.batches import CachedSample
+from ..data.prefetch import AHEAD
 from ..data.records import Dataset
+from ..data.store import IN_MEMORY
 from ..data.views import views
 from ..events import Emit, Notice, Phase, Planned
 from ..measure import measure
@@ -33,6 +35,7 @@ from ..ports import Conditioning, ControlPictures, Loan
 from ..runs.folder import RunFolder
 from .base_precision import available
 from .encode import pixel_step
+from .kept_samples import limit
 from .model import model_family
 from .progress import check_interrupt
 from .references import ControlEncoder, HostControls, to_sample
@@ -135,28 +138,30 @@ def _samples(
     batch: int,
     controls: HostControls | None,
 ) -> tuple[list[CachedSample], int]:
-    """A batch with latents of this size, the longest caption and these control pictures, and the bytes that a
-    whole dataset takes."""
+    """A batch with latents of this size, the longest caption and these control pictures, and what samples
+    take of memory in bytes."""
     empty = torch.zeros([1, 4, size[1] // 8, size[0] // 8])
     shape = comfy.sample.fix_empty_latent_channels(model, empty, 8).shape[1:]
     latent = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    caption = max((r.caption for r in dataset.records), key=len)
+    caption = max((text for r in dataset.records for text in r.texts), key=len)
     live = config.optimizer.text_encoder_lr > 0
     with torch.no_grad():
         condition = None if live else encode(caption, latent, controls)
         prior = config.prior
-        kept = encode(prior.class_prompt, latent, controls) if prior.preserves_output else None
+        of_class = encode(prior.class_prompt, latent, controls) if prior.preserves_output else None
     sample = CachedSample(
         latent=latent,
         conditioning=condition,
         key="plan",
         caption=caption,
         empty=condition,
-        class_conditioning=kept,
+        class_conditioning=of_class,
         references=controls if live else None,
     )
-    each = latent.numel() * latent.element_size() + sum(_bytes(c) for c in (condition, kept))
-    return [sample] * batch, each * len(dataset.records)
+    each = latent.numel() * latent.element_size() + sum(_bytes(c) for c in (condition, of_class))
+    everything = each * len(dataset.records)
+    kept = min(everything, IN_MEMORY + each * batch * (AHEAD + 2)) if limit() else everything
+    return [sample] * batch, kept
 
 
 def _largest_controls(dataset: Dataset, size: tuple[int, int]) -> ControlPictures:

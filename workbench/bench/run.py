@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import ROOT
-from ..bench import gpu_table, streaming
+from ..bench import data, gpu_table, streaming
 from ..bench.table import Row, markdown, targets
 from ..dev.results import Results
 
@@ -53,11 +53,14 @@ IN_TURN = "in turn"
 """Two rows more: the loop of diffusers and ours in one process, a step of one and a step of the other."""
 
 
+OTHERS = {"--adapters": ".adapters", "--cards": ".cards"}
+"""Benchmarks with arguments of their own."""
+
+
 def main() -> int:
-    if "--adapters" in sys.argv:
-        return importlib.import_module(".adapters", __package__).run()
-    if "--cards" in sys.argv:
-        return importlib.import_module(".cards", __package__).run()
+    for option, module in OTHERS.items():
+        if option in sys.argv:
+            return importlib.import_module(module, __package__).run()
     parser = argparse.ArgumentParser(prog="dev.py bench", description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", help="tiny, sd15, sdxl, flux; default: what the device can do")
     parser.add_argument("--resolutions", nargs="+", type=int, help="pixels; default: 256, on a GPU 512 1024")
@@ -70,6 +73,10 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="of the CPU; 1 is disturbed least by others")
     parser.add_argument("--quick", action="store_true", help="does it run? A small model, two steps")
     parser.add_argument("--streaming", action="store_true", help="only what streaming costs on the CPU")
+    parser.add_argument(
+        "--data", action="store_true", help="only what a dataset costs until it is trained on"
+    )
+    parser.add_argument("--pictures", nargs="+", type=int, help="with --data; default: 100 1000 10000")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of dev.py gpu")
     parser.add_argument("--out", type=Path, help="default: bench-<time>.json in the project's folder")
     args = parser.parse_args()
@@ -79,6 +86,8 @@ def main() -> int:
     out = args.out or ROOT / time.strftime("bench-%Y%m%d-%H%M%S.json")
     if args.streaming:
         return streaming.main(out, args.rounds, args.threads)
+    if args.data:
+        return data.main(out, args.threads, args.pictures or data.SIZES)
     names = [*(e.name for e in ENTRIES), IN_TURN]
     args.trainers = args.trainers or ([*names[:3], IN_TURN] if args.quick else names)
     if unknown := set(args.trainers) - set(names):
