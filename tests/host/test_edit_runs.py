@@ -123,9 +123,7 @@ def test_the_plan_counts_the_tokens_of_control_pictures(
     for dataset in (pictures.with_records(replace(r, controls=()) for r in pictures.records), pictures, more):
         controls = planning.ControlEncoder(e.patcher, e.vae)(planning._largest_controls(dataset, (64, 64)))
         size = (64, 64)
-        [sample], _ = planning._samples(
-            e.patcher, e.texts.encode, dataset, TrainConfig(), size, 1, controls
-        )
+        [sample], _ = planning._samples(e.patcher, e.texts.encode, dataset, TrainConfig(), size, 1, controls)
         references = sample.conditioning.get("ref_latents")
         taken.append([tuple(t.shape) for t in references.cond] if references else [])
     assert taken == [[], [(1, 16, 8, 8)], [(1, 16, 8, 8)] * 2]

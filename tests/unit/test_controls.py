@@ -3,13 +3,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
+from in_graph_lora.trainer.data.cache import _control_pictures
 from in_graph_lora.trainer.data.drawn_masks import MASKS, drawn_mask, with_drawn_masks
+from in_graph_lora.trainer.data.framing import Framing
+from in_graph_lora.trainer.data.images import open_image
 from in_graph_lora.trainer.data.records import Dataset
 from in_graph_lora.trainer.data.scan import folder_fingerprint, scan_folder
+from in_graph_lora.trainer.data.views import views
 from in_graph_lora.trainer.errors import DatasetError
 
 
@@ -161,3 +166,16 @@ def test_a_drawn_mask_depends_on_picture_and_number_alone() -> None:
     assert torch.equal(drawn_mask("x", 2, (96, 64)), masks[1])
     assert drawn_mask("x", 0, (96, 64)).min() == 1
     assert drawn_mask("x", 1, (1, 1)).shape == (1, 1)
+
+
+def test_control_pictures_are_mirrored_with_their_picture(tmp_path):
+    rng = np.random.RandomState(0)
+    for name in ("a.png", "a-control.png"):
+        Image.fromarray(rng.randint(0, 256, (64, 160, 3), dtype=np.uint8)).save(tmp_path / name)
+    (record,) = scan_folder(tmp_path, framing=Framing(flip=True)).records
+    control = open_image(record.controls[0].path)
+    plain, flipped = views(record, resolution=64)
+    for view, expected in ((plain, control), (flipped, ImageOps.mirror(control))):
+        given = _control_pictures(record, view, view.cut(open_image(record.path)), None)
+        assert given.images[0]().tobytes() == expected.tobytes()
+        assert torch.allclose(given.cut(given.images[0]()), view.cut(control), atol=2 / 255)

@@ -228,3 +228,13 @@ def test_framing_and_focus_are_part_of_the_datasets_digest():
         for r in (record(), record(flip=True), record(background=(0, 0, 0)), record(focus=(0, 0, 9, 9)))
     }
     assert len(digests) == 4
+
+
+def test_what_is_shown_beside_a_view_is_mirrored_and_coloured_with_it():
+    image = noise((400, 150))
+    for view in views(record((400, 150), crop="random", crops=2, flip=True), resolution=128):
+        beside = view.of_whole.cut(view.whole(image))
+        assert torch.allclose(beside, view.cut(image), atol=2 / 255)
+    *_, changed = views(record((128, 128), flip=True, jitter=0.2), resolution=128)
+    assert changed.flipped
+    assert torch.equal(changed.of_whole.cut(changed.whole(noise((128, 128)))), changed.cut(noise((128, 128))))

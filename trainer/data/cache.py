@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -382,6 +384,11 @@ def _texts(record: ImageRecord, config: TrainConfig, *, live: bool) -> _Texts:
     )
 
 
+def _beside(path: Path, view: View) -> Image.Image:
+    """A control picture, mirrored and coloured as the picture that is trained on: they are a pair."""
+    return view.whole(open_image(path))
+
+
 def _control_pictures(
     record: ImageRecord, view: View, target: Tensor, mask: Tensor | None
 ) -> ControlPictures:
@@ -389,10 +396,10 @@ def _control_pictures(
     if mask is None and record.drawn_mask is not None:
         mask = drawn_mask(record.digest, record.drawn_mask, view.size)
     return ControlPictures(
-        images=[partial(open_image, control.path) for control in record.controls],
+        images=[partial(_beside, control.path, view) for control in record.controls],
         target=target,
         target_size=view.size,
         size=record.size,
-        cut=view.cut,
+        cut=view.of_whole.cut,
         mask=mask,
     )

@@ -7,7 +7,7 @@ colours. Every view is a sample of its own: an epoch shows each of them `repeats
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -53,16 +53,24 @@ class View:
 
     def picture(self, image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
         """As `cut`, as a picture; at another size to be looked at."""
-        part = self._part(on_colour(image, self.background), size)
-        for enhancer, factor in zip(_ENHANCERS, self.colour, strict=True):
-            if factor != 1:
-                part = enhancer(part).enhance(factor)
-        return part
+        return self._coloured(self._part(on_colour(image, self.background), size))
 
     def cut_mask(self, mask: Image.Image, size: tuple[int, int] | None = None) -> torch.Tensor:
         """The part of a mask, [H, W], 0 to 1. In mode RGBA its opacity is the mask."""
         grey = Image.merge("RGB", [mask.getchannel("A")] * 3) if mask.mode == "RGBA" else mask
         return to_pixels(self._part(grey, size)).mean(-1)
+
+    def whole(self, image: Image.Image) -> Image.Image:
+        """All of an upright picture, mirrored and coloured as this view is: for what is shown beside it."""
+        return self._coloured(self._mirrored(on_colour(image, self.background)))
+
+    @property
+    def of_whole(self) -> View:
+        """This view, for pictures that `whole` has given."""
+        left, top, right, bottom = self.box
+        width = self.original[0]
+        box = (width - right, top, width - left, bottom) if self.flipped else self.box
+        return replace(self, box=box, flipped=False, colour=PLAIN)
 
     @property
     def top_left(self) -> tuple[int, int]:
@@ -73,7 +81,16 @@ class View:
 
     def _part(self, image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
         part = scaled(image, size or self.size, self.box, reducing_gap=3.0 if size else None)
-        return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flipped else part
+        return self._mirrored(part)
+
+    def _mirrored(self, image: Image.Image) -> Image.Image:
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flipped else image
+
+    def _coloured(self, image: Image.Image) -> Image.Image:
+        for enhancer, factor in zip(_ENHANCERS, self.colour, strict=True):
+            if factor != 1:
+                image = enhancer(image).enhance(factor)
+        return image
 
 
 def views(record: ImageRecord, *, resolution: int, step: int = 1) -> list[View]:
