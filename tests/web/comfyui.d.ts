@@ -10,6 +10,7 @@ interface Graph {
 }
 
 interface LiteNode {
+  id: string | number;
   comfyClass: string;
   size: [number, number];
   outputs?: Slot[];
