@@ -7,22 +7,28 @@
  *   attach(element: HTMLElement, height: number): void,
  *   linked(output: string): boolean,
  *   fetch(route: string, options?: RequestInit): Promise<Response>,
+ *   url(route: string): string,
+ *   queue(): Promise<unknown>,
  *   id(): string,
+ *   workflow(): string,
  * }} Host
- * attach: puts the element below the node's widgets, `height` pixels high at least; it saves no value.
+ * attach: puts the element below the node's widgets, `height` pixels high at least; it saves no value. Again:
+ * another height; the node grows when it is too small, and never shrinks.
  * linked: whether something is connected to an output of the node.
- * fetch: a route of the server, from `/in_graph_lora/…`.
- * id: the node's id in the graph.
+ * fetch, url: a route of the server, from `/in_graph_lora/…`.
+ * queue: what the Run button does.
+ * id: the node's execution id; in a subgraph "outer:inner".
+ * workflow: the id of the workflow that is open.
  */
 
 /**
  * @typedef {{
+ *   created?(): void,
  *   executed?(output: any): void,
- *   progress?(event: any): void,
- *   ended?(how: "interrupted" | "failed", event: any): void,
+ *   progress?(message: any): void,
  * }} View
- * executed: the node has run; output is its `ui`. progress: an event of its training. ended: the prompt ended
- * in this node.
+ * created: the node came with a workflow. executed: the node has run; output is its `ui`. progress: a message of
+ * a training in a node of this number, perhaps of another workflow.
  */
 
 export {};
