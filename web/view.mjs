@@ -11,6 +11,8 @@
  *   queue(): Promise<unknown>,
  *   id(): string,
  *   workflow(): string,
+ *   inFront(promptId: string, workflow: string): boolean,
+ *   value(widget: string): unknown,
  * }} Host
  * attach: puts the element below the node's widgets, `height` pixels high at least; it saves no value. Again:
  * another height; the node grows when it is too small, and never shrinks.
@@ -18,7 +20,9 @@
  * fetch, url: a route of the server, from `/in_graph_lora/…`.
  * queue: what the Run button does.
  * id: the node's execution id; in a subgraph "outer:inner".
- * workflow: the id of the workflow that is open.
+ * workflow: the id of the workflow in front.
+ * inFront: whether a prompt is that of the workflow in front.
+ * value: of a widget; undefined where it comes through a link.
  */
 
 /**
@@ -28,7 +32,7 @@
  *   progress?(message: any): void,
  * }} View
  * created: the node came with a workflow. executed: the node has run; output is its `ui`. progress: a message of
- * a training in a node of this number, perhaps of another workflow.
+ * the node's training.
  */
 
 export {};

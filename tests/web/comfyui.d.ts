@@ -15,6 +15,7 @@ interface Widget {
   name: string;
   element?: HTMLElement;
   serialize?: boolean;
+  value?: unknown;
   inGraphLoraHeight?: number;
 }
 
@@ -23,6 +24,7 @@ interface LiteNode {
   comfyClass: string;
   graph?: Graph | null;
   size: [number, number];
+  inputs?: { widget?: { name: string }; link?: number | null }[];
   outputs?: Slot[];
   widgets?: Widget[];
   subgraph?: Graph;
@@ -49,9 +51,11 @@ declare module "*/scripts/app.js" {
   export const app: {
     graph?: Graph;
     rootGraph?: Graph;
-    canvas: { default_connection_color_byType: Record<string, string>; setDirty?(a: boolean, b: boolean): void };
-    extensionManager?: { toast?: { add(message: object): void } };
-    ui?: { settings?: { addEventListener?(event: string, listener: () => void): void } };
+    canvas: { default_connection_color_byType: Record<string, string> };
+    extensionManager?: {
+      toast?: { add(message: object): void };
+      workflow?: { activeWorkflow?: { path: string } | null; openWorkflows?: { path: string }[] };
+    };
     queuePrompt(number: number): Promise<unknown>;
     registerExtension(extension: Extension): void;
   };
