@@ -18,7 +18,7 @@ from .config import TrainConfig
 from .data.cache import TrainingData
 from .data.stored import SampleLost
 from .errors import LoraFileError, StorageError, shortened
-from .events import Emit, Event, Notice, Phase
+from .events import Emit, Event, Notice, Phase, RunOpened
 from .files import clear_unfinished, copy_as_new
 from .leg import Leg
 from .loop import TrainState, train
@@ -97,7 +97,9 @@ def train_lora(
         sampler=sampler,
         plan=plan,
     )
-    return session.run(session.go_on() if resumed else None)
+    checkpoint = session.go_on() if resumed else None
+    emit(RunOpened(path=folder.path, step=session.state.step, steps=steps))
+    return session.run(checkpoint)
 
 
 class Session:

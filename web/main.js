@@ -2,147 +2,235 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { advanced, measured, newRun } from "./loss_chart.mjs";
-import { fillMarkdown, results, RunPanel, textBox } from "./panel.mjs";
+import { compareView } from "./compare_baseline.mjs";
+import { loadRunView } from "./load_run.mjs";
+import { executionSentence, problemBox, validationSentence } from "./problems.mjs";
+import { SOCKETS } from "./sockets.mjs";
+import { markdownView, textView } from "./text_node.mjs";
+import { toastOf } from "./toasts.mjs";
+import { trainView } from "./train_lora.mjs";
 
-const PROGRESS = "in_graph_lora.progress";
+/** Kind of node → what makes its view. */
+const VIEWS = {
+  ApplyLoRA: textView,
+  CaptionImages: textView,
+  CheckTrigger: markdownView,
+  CompareBaseline: compareView,
+  DatasetReport: markdownView,
+  EditCaptions: textView,
+  JoinDatasets: textView,
+  LoadDataset: textView,
+  LoadRun: loadRunView,
+  PlanTraining: markdownView,
+  TrainLoRA: trainView,
+};
+const CATEGORY = "In-Graph LoRA";
 
-/** Node → its panel and its run. Weak: both go with the node. */
-const shown = new WeakMap();
+/**
+ * Node → its view. Weak: it goes with the node.
+ * @type {WeakMap<object, import("./view.mjs").View>}
+ */
+const views = new WeakMap();
 
-/** The node of ours behind an execution id; in a subgraph the id is "outer:inner". */
-function findNode(id, type) {
+/**
+ * Prompt → the tab that it came from, of those that this page has queued.
+ * @type {Map<string, {path: string, workflow: string | undefined}>}
+ */
+const queued = new Map();
+
+/** Kinds of node that are ours. */
+const ours = new Set();
+
+/** Nodes with a sentence on what is wrong. @type {Set<any>} */
+const wrong = new Set();
+
+function rootGraph() {
+  return app.rootGraph ?? app.graph;
+}
+
+/** The node behind an execution id; in a subgraph the id is "outer:inner". */
+function findNode(id) {
   let node = null;
-  let graph = app.rootGraph ?? app.graph;
+  let graph = rootGraph();
   for (const part of String(id).split(":")) {
     node = graph?.getNodeById(Number(part)) ?? graph?.getNodeById(part);
     graph = node?.subgraph;
   }
-  return node?.comfyClass === type ? node : null;
+  return node;
+}
+
+/** The inverse of `findNode`. @returns {string} */
+function executionId(node, graph = rootGraph()) {
+  if (!graph || node.graph === graph) return String(node.id);
+  for (const outer of graph.nodes ?? []) {
+    const inner = outer.subgraph && executionId(node, outer.subgraph);
+    if (inner && findNode(`${outer.id}:${inner}`) === node) return `${outer.id}:${inner}`;
+  }
+  return "";
+}
+
+/** A graph that was never saved or loaded has an id of zeros. */
+function named(/** @type {string | undefined} */ id) {
+  return id && /[^0-]/.test(id) ? id : undefined;
+}
+
+function tab() {
+  return app.extensionManager?.workflow?.activeWorkflow?.path ?? "";
+}
+
+/**
+ * Whether a prompt is that of the workflow in front. Every workflow has a node 4, and copies of a workflow have
+ * one id; so this page's own prompts are known by their tab, as long as it is there.
+ * @param {string} promptId
+ * @param {string} [workflow] the prompt's; undefined where ComfyUI does not say it
+ */
+function inFront(promptId, workflow) {
+  const own = queued.get(promptId);
+  const open = app.extensionManager?.workflow?.openWorkflows ?? [];
+  if (own && open.some((other) => other.path === own.path)) {
+    // While tabs change the graph is there before the tab's path.
+    return own.path === tab() && (!own.workflow || own.workflow === rootGraph()?.id);
+  }
+  if (workflow === undefined) return true;
+  return workflow !== "" && workflow === rootGraph()?.id;
 }
 
 /** A widget that only shows something: it is never part of the saved values. */
-function addPanel(node, name, element, height) {
-  const widget = node.addDOMWidget(name, "in_graph_lora", element, {
-    serialize: false,
-    hideOnZoom: false,
-    getMinHeight: () => height,
-  });
-  widget.serialize = false;
+function attach(node, name, element, height) {
+  let widget = node.widgets?.find((w) => w.name === name && w.element === element);
+  if (widget?.inGraphLoraHeight === height) return;
+  if (!widget) {
+    widget = node.addDOMWidget(name, name, element, {
+      serialize: false,
+      hideOnZoom: false,
+      getMinHeight: () => widget.inGraphLoraHeight,
+    });
+    widget.serialize = false;
+  }
+  widget.inGraphLoraHeight = height;
+  element.style.minHeight = `${height}px`;
   const [width, needed] = node.computeSize();
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], needed)]);
+  node.setDirtyCanvas?.(true, true);
 }
 
-function runPanel(node) {
-  if (!shown.has(node)) {
-    const panel = new RunPanel();
-    shown.set(node, { panel, run: null, running: false });
-    addPanel(node, "run", panel.element, 130);
-  }
-  return shown.get(node);
+/** Take what `attach` has put on a node off again, and give back its height. */
+function detach(node, name) {
+  const widget = node.widgets?.find((w) => w.name === name);
+  if (!widget) return;
+  const before = node.computeSize()[1];
+  node.removeWidget(widget);
+  const freed = before - node.computeSize()[1];
+  node.setSize([node.size[0], Math.max(node.computeSize()[1], node.size[1] - freed)]);
 }
 
-function boxOf(node, height) {
-  if (!shown.has(node)) {
-    const box = textBox(height + 40);
-    shown.set(node, box);
-    addPanel(node, "text", box, height);
-  }
-  return shown.get(node);
-}
-
-function showText(node, output) {
-  if (output?.text) boxOf(node, 120).textContent = output.text.join("\n");
-}
-
-function showMarkdown(node, output) {
-  if (output?.text) fillMarkdown(boxOf(node, 360), output.text.join("\n"));
-}
-
-/** The run after one event of either kind. */
-function after(run, event) {
-  return "held_out" in event ? measured(run, event) : advanced(run, event);
-}
-
-/** What a training sent before this page was opened. */
-async function earlier(nodeId) {
-  const answer = await api.fetchApi(`/in_graph_lora/progress/${encodeURIComponent(nodeId)}`);
-  return answer.ok ? (await answer.json()).progress : [];
-}
-
-async function catchUp(state, nodeId, event) {
-  const [first] = state.run.points;
-  const events = await earlier(nodeId).catch(() => []);
-  const missed = events.filter((e) => e.step <= event.step);
-  // The run may have gone on meanwhile, or another may have begun.
-  if (!missed.length || state.run.points[0] !== first) return;
-  const since = state.run.points.filter((p) => p.step > event.step);
-  const run = missed.reduce(after, newRun());
-  state.run = { ...state.run, points: [...run.points, ...since], heldOut: run.heldOut };
-  state.panel.show(state.run, [], state.running);
-}
-
-function onProgress({ detail }) {
-  const node = findNode(detail.node_id, "TrainLoRA");
-  if (!node) return;
-  const state = runPanel(node);
-  const opened = state.run === null && detail.step > 1;
-  state.run = after(state.run ?? newRun(), detail);
-  if (opened) catchUp(state, detail.node_id, detail);
-  state.running = true;
-  state.panel.show(state.run, [], true);
-  state.panel.stop.onclick = () =>
-    api.fetchApi(`/in_graph_lora/stop/${encodeURIComponent(detail.node_id)}`, { method: "POST" });
-  node.setDirtyCanvas?.(true);
-}
-
-function onEnded(text) {
-  return ({ detail }) => {
-    const node = findNode(detail?.node_id, "TrainLoRA");
-    const state = node && shown.get(node);
-    if (!state?.running) return;
-    state.running = false;
-    state.panel.show(state.run, [text]);
+/** @returns {import("./view.mjs").Host} */
+function hostOf(node) {
+  return {
+    attach: (element, height) => attach(node, "in_graph_lora", element, height),
+    linked: (output) => Boolean(node.outputs?.find((slot) => slot.name === output)?.links?.length),
+    fetch: (route, options) => api.fetchApi(route, options),
+    url: (route) => api.apiURL(route),
+    queue: () => app.queuePrompt(0),
+    id: () => executionId(node),
+    workflow: () => rootGraph()?.id ?? "",
+    inFront,
+    value: (name) => {
+      const linked = node.inputs?.some((input) => input.widget?.name === name && input.link != null);
+      return linked ? undefined : node.widgets?.find((widget) => widget.name === name)?.value;
+    },
   };
 }
 
-const SHOW = {
-  TrainLoRA(node, output) {
-    const finished = output?.run?.[0];
-    if (!finished) return;
-    const state = runPanel(node);
-    state.running = false;
-    state.panel.show(state.run, results(finished));
-  },
-  LoadDataset: showText,
-  JoinDatasets: showText,
-  CaptionImages: showText,
-  EditCaptions: showText,
-  CheckTrigger: showMarkdown,
-  ApplyLoRA: showText,
-  LoadRun: showText,
-  PlanTraining: showMarkdown,
-  DatasetReport: showMarkdown,
-  CompareBaseline(node, output) {
-    const report = node.outputs?.find((slot) => slot.name === "report");
-    if (!report?.links?.length) showText(node, output); // else the connected node shows it
-  },
-};
+const PROBLEM = "in_graph_lora_problem";
+
+function complain(id, sentences) {
+  const node = findNode(id);
+  if (!node || !ours.has(node.comfyClass)) return;
+  detach(node, PROBLEM);
+  attach(node, PROBLEM, problemBox(sentences), 20 + 34 * sentences.length);
+  wrong.add(node);
+}
+
+function forgiven() {
+  for (const node of wrong) if (node.graph) detach(node, PROBLEM);
+  wrong.clear();
+}
+
+/** Sees what the server says to a prompt: its number, and what is wrong with which node. */
+function watchQueue() {
+  const queuePrompt = api.queuePrompt;
+  api.queuePrompt = async function (number, prompt, ...rest) {
+    forgiven();
+    const from = { path: tab(), workflow: named(prompt?.workflow?.id) };
+    try {
+      const answer = await queuePrompt.call(this, number, prompt, ...rest);
+      if (answer?.prompt_id) queued.set(answer.prompt_id, from);
+      showErrors(answer?.node_errors);
+      return answer;
+    } catch (error) {
+      showErrors(/** @type {any} */ (error)?.response?.node_errors);
+      throw error;
+    }
+  };
+}
+
+function showErrors(errors) {
+  for (const [id, node] of Object.entries(errors ?? {})) {
+    if (node.errors?.length) complain(id, node.errors.map(validationSentence));
+  }
+}
+
+function onProgress({ detail }) {
+  const node = findNode(detail.node_id);
+  const view = node && inFront(detail.prompt_id, detail.workflow) ? views.get(node) : undefined;
+  view?.progress?.(detail);
+  const toast = view || queued.has(detail.prompt_id) ? toastOf(detail) : null;
+  if (toast) app.extensionManager?.toast?.add(toast);
+}
+
+function onExecuted({ detail }) {
+  if (!inFront(detail.prompt_id)) return;
+  const node = findNode(detail.display_node ?? detail.node);
+  if (node) views.get(node)?.executed?.(detail.output);
+}
+
+function onError({ detail }) {
+  if (inFront(detail?.prompt_id)) complain(detail?.node_id, [executionSentence(detail ?? {})]);
+}
+
+/** A palette may have a colour of its own for a type; where it has none, ComfyUI writes an empty one. */
+function colourSockets(/** @type {Record<string, string>} */ colours) {
+  for (const [type, ours] of Object.entries(SOCKETS)) {
+    let own = colours[type];
+    const get = () => own || ours;
+    const set = (colour) => (own = colour);
+    Object.defineProperty(colours, type, { get, set, enumerable: true, configurable: true });
+  }
+}
+
+api.addEventListener("in_graph_lora.progress", onProgress); // now: it is sent to pages that are still opening
 
 app.registerExtension({
   name: "in_graph_lora",
   setup() {
-    api.addEventListener(PROGRESS, onProgress);
-    api.addEventListener("execution_interrupted", onEnded("Stopped. What was trained is in the run's checkpoints folder."));
-    api.addEventListener("execution_error", onEnded("Failed. What was trained before is in the run's checkpoints folder."));
+    api.addEventListener("executed", onExecuted);
+    api.addEventListener("execution_error", onError);
+    watchQueue();
+    const style = document.head.appendChild(document.createElement("style"));
+    const rules = Object.entries(SOCKETS).map(([type, colour]) => `--color-datatype-${type}: ${colour};`);
+    style.textContent = `:root { ${rules.join(" ")} }`;
+    colourSockets(app.canvas.default_connection_color_byType);
+    colourSockets(window.LGraphCanvas?.link_type_colors ?? {});
+  },
+  beforeRegisterNodeDef(_type, definition) {
+    if (definition.category?.startsWith(CATEGORY)) ours.add(definition.name);
   },
   nodeCreated(node) {
-    const show = SHOW[node.comfyClass];
-    if (!show) return;
-    const before = node.onExecuted;
-    node.onExecuted = function (output, ...rest) {
-      before?.call(this, output, ...rest);
-      show(node, output);
-    };
+    const make = VIEWS[node.comfyClass];
+    if (make) views.set(node, make(hostOf(node)));
+  },
+  loadedGraphNode(node) {
+    views.get(node)?.created?.();
   },
 });

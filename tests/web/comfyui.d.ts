@@ -6,34 +6,66 @@ interface Slot {
 }
 
 interface Graph {
+  id: string;
+  nodes?: LiteNode[];
   getNodeById(id: string | number): LiteNode | null;
 }
 
+interface Widget {
+  name: string;
+  element?: HTMLElement;
+  serialize?: boolean;
+  value?: unknown;
+  inGraphLoraHeight?: number;
+}
+
 interface LiteNode {
+  id: string | number;
   comfyClass: string;
+  graph?: Graph | null;
   size: [number, number];
+  inputs?: { widget?: { name: string }; link?: number | null }[];
   outputs?: Slot[];
+  widgets?: Widget[];
   subgraph?: Graph;
-  onExecuted?(output: any, ...rest: any[]): void;
-  addDOMWidget(name: string, type: string, element: HTMLElement, options: object): { serialize?: boolean };
+  addDOMWidget(name: string, type: string, element: HTMLElement, options: object): Widget;
+  removeWidget(widget: Widget): void;
   computeSize(): [number, number];
   setSize(size: [number, number]): void;
-  setDirtyCanvas?(foreground: boolean): void;
+  setDirtyCanvas?(foreground: boolean, background?: boolean): void;
 }
 
 interface Extension {
   name: string;
   setup?(): void;
+  beforeRegisterNodeDef?(type: unknown, definition: { name: string; category?: string }): void;
   nodeCreated?(node: LiteNode): void;
+  loadedGraphNode?(node: LiteNode): void;
+}
+
+interface Window {
+  LGraphCanvas?: { link_type_colors: Record<string, string> };
 }
 
 declare module "*/scripts/app.js" {
-  export const app: { graph?: Graph; rootGraph?: Graph; registerExtension(extension: Extension): void };
+  export const app: {
+    graph?: Graph;
+    rootGraph?: Graph;
+    canvas: { default_connection_color_byType: Record<string, string> };
+    extensionManager?: {
+      toast?: { add(message: object): void };
+      workflow?: { activeWorkflow?: { path: string } | null; openWorkflows?: { path: string }[] };
+    };
+    queuePrompt(number: number): Promise<unknown>;
+    registerExtension(extension: Extension): void;
+  };
 }
 
 declare module "*/scripts/api.js" {
   export const api: {
     addEventListener(event: string, listener: (event: CustomEvent) => void): void;
     fetchApi(route: string, options?: RequestInit): Promise<Response>;
+    apiURL(route: string): string;
+    queuePrompt(number: number, prompt: any, ...rest: any[]): Promise<any>;
   };
 }

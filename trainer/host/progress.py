@@ -6,6 +6,8 @@ from typing import Any
 
 import comfy.model_management
 import comfy.utils
+import psutil
+import torch
 from PIL import Image
 
 PROGRESS_EVENT = "in_graph_lora.progress"
@@ -24,6 +26,7 @@ class NodeProgress:
         self._bar = comfy.utils.ProgressBar(1, node_id=node_id)
 
     def update(self, done: int, total: int, preview: Image.Image | None = None) -> None:
+        """Raises ComfyUI's interrupt: for the thread of the prompt only."""
         packed = ("JPEG", preview, max(preview.size)) if preview is not None else None
         self._bar.update_absolute(done, total, packed)
 
@@ -32,8 +35,38 @@ class NodeProgress:
             server.send_progress_text(text, self.node_id)
 
     def send(self, data: dict[str, Any]) -> None:
+        """To every page: the same graph may be open in several. From any thread."""
         if (server := _server()) is not None:
-            server.send_sync(PROGRESS_EVENT, {"node_id": self.node_id, **data}, server.client_id)
+            server.send_sync(PROGRESS_EVENT, {"node_id": self.node_id, **data})
+
+
+class MemoryWatch:
+    """Memory in use and its peak since the watch began: torch's on a GPU, the process's elsewhere. Bytes."""
+
+    def __init__(self) -> None:
+        self.device = comfy.model_management.get_torch_device()
+        self._process = psutil.Process()
+        self.peak = 0
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.now()
+
+    def now(self) -> int:
+        if self.device.type == "cuda":
+            # The plan's trial resets torch's own peak, so the highest that was seen is kept here.
+            self.peak = max(self.peak, torch.cuda.max_memory_allocated(self.device))
+            return torch.cuda.memory_allocated(self.device)
+        used = self._process.memory_info().rss
+        self.peak = max(self.peak, used)
+        return used
+
+
+def prompt_id() -> str:
+    """Of the prompt that runs in this thread; "" outside of one."""
+    from comfy_execution.utils import get_executing_context
+
+    context = get_executing_context()
+    return context.prompt_id if context else ""
 
 
 def add_route(method: str, path: str, handler: Any) -> None:
