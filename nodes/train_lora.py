@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..trainer.host.active import active, record_stop, stops
 from ..trainer.host.paths import output_image
+from ..trainer.host.progress import files_changed
 from .reporting import Reporter
 from .sockets import CATEGORY, LoraModel, LossMap
 from .training_inputs import CONTINUE, NEW_RUN, name_error, train_config, training_inputs
@@ -61,16 +62,19 @@ class TrainLoRA(io.ComfyNode):
         config = train_config(dataset, **settings)
         with active(cls.hidden.unique_id) as training:
             emit = Reporter(cls.hidden.unique_id, training)
-            result = train_on_loaded(
-                model,
-                clip,
-                vae,
-                dataset,
-                config,
-                emit,
-                new_run=existing_run == NEW_RUN,
-                stop_requested=training.stop_requested,
-            )
+            try:
+                result = train_on_loaded(
+                    model,
+                    clip,
+                    vae,
+                    dataset,
+                    config,
+                    emit,
+                    new_run=existing_run == NEW_RUN,
+                    stop_requested=training.stop_requested,
+                )
+            finally:
+                files_changed()
         if result.stopped:
             record_stop(config.name)
         shown = {

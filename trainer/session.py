@@ -27,6 +27,7 @@ from .ports import Lend, Sampler
 from .runs import steps as step_names
 from .runs.checkpoints import Checkpoint, forget, lora_path, newest, strangers
 from .runs.folder import RunFolder
+from .runs.in_use import in_use
 from .runs.previews import Previews
 from .runs.record import Finished, Record
 from .runs.result import Result
@@ -93,7 +94,8 @@ def train_lora(
         sampler=sampler,
         plan=plan,
     )
-    return session.run(session.go_on() if resumed else None)
+    with in_use(folder.path):
+        return session.run(session.go_on() if resumed else None)
 
 
 class Session:

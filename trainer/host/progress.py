@@ -8,7 +8,10 @@ import comfy.model_management
 import comfy.utils
 from PIL import Image
 
+from .same_site import same_site
+
 PROGRESS_EVENT = "in_graph_lora.progress"
+FILES_EVENT = "in_graph_lora.files"
 
 
 def check_interrupt() -> None:
@@ -37,9 +40,15 @@ class NodeProgress:
 
 
 def add_route(method: str, path: str, handler: Any) -> None:
-    """An endpoint of ComfyUI's web server; nothing where there is none."""
+    """An endpoint of ComfyUI's web server, for its own pages; nothing where there is no server."""
     if (server := _server()) is not None:
-        server.routes.route(method, path)(handler)
+        server.routes.route(method, path)(same_site(handler))
+
+
+def files_changed() -> None:
+    """Tells every open page that there are new LoRA files or runs, so that its lists are filled again."""
+    if (server := _server()) is not None:
+        server.send_sync(FILES_EVENT, {}, None)
 
 
 def _server() -> Any:
