@@ -93,8 +93,9 @@ def test_a_damaged_config_leaves_the_run_in_the_list(root, content):
 
 @pytest.mark.parametrize(
     "run",
-    ["", "/", "..", "../..", "toy", "toy/", "toy/..", "toy/../toy/20261124-120000", "toy/20261124-120000/checkpoints",
-     "./toy/20261124-120000", "toy//20261124-120000", "toy\\20261124-120000", "/toy/20261124-120000", "\0", "a" * 9999],
+    ["", "/", "..", "../..", "toy", "toy/", "toy/..", "toy/../toy/20261124-120000", "\0", "a" * 9999,
+     "./toy/20261124-120000", "toy//20261124-120000", "toy\\20261124-120000", "/toy/20261124-120000",
+     "toy/20261124-120000/checkpoints"],
 )  # fmt: skip
 def test_what_is_no_id_is_refused_in_one_sentence_and_changes_nothing(root, run):
     write_run(root)

@@ -55,7 +55,7 @@ class Runs:
         return RunFolder(known[run])
 
     def page(self, offset: int, limit: int, *, with_lora: bool = False) -> dict[str, Any]:
-        """{runs: [summary], total, offset} of `limit` runs from the newest but `offset` on. No log is read."""
+        """{runs: [summary], total, offset} of `limit` runs after the newest `offset`. No log is read."""
         ids = self.names() if with_lora else self.ids()
         shown = ids[offset : offset + limit]
         return {"runs": [self.summary(run) for run in shown], "total": len(ids), "offset": offset}
