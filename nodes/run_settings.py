@@ -24,11 +24,11 @@ def node_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     except (ConfigError, TypeError, AttributeError) as error:
         return {"nodes": {}, "left": [f"the run's config.json is damaged or of another version ({error})"]}
     nodes = {"TrainLoRA": _train_lora(c), **_options(c)}
-    left = [f"pictures, captions and resolution ({c.data.resolution}) are set on Load Dataset"]
+    left = [f"pictures, captions and resolution {c.data.resolution}, which Load Dataset has"]
     default = TrainConfig().optimizer
     for name in ("betas", "eps"):
         if (value := getattr(c.optimizer, name)) != getattr(default, name):
-            left.append(f"{name} of the optimizer is {value}, which no node sets")
+            left.append(f"{name} {value} of the optimizer, which no node has")
     return {"nodes": nodes, "left": left}
 
 

@@ -4,6 +4,8 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { compareView } from "./compare_baseline.mjs";
 import { loadRunView } from "./load_run.mjs";
+import { addLora, addSettings } from "./run_to_graph.mjs";
+import { RunsPanel } from "./runs_panel.mjs";
 import { markdownView, textView } from "./text_node.mjs";
 import { trainView } from "./train_lora.mjs";
 
@@ -59,7 +61,80 @@ function hostOf(node) {
     linked: (output) => Boolean(node.outputs?.find((slot) => slot.name === output)?.links?.length),
     fetch: (route, options) => api.fetchApi(route, options),
     id: () => String(node.id),
+    view,
+    value: (name) => widgetOf(node, name)?.value,
+    set(name, value) {
+      const widget = widgetOf(node, name);
+      widget.value = value;
+      widget.callback?.(value);
+    },
+    onChange(name, listener) {
+      const widget = widgetOf(node, name);
+      const before = widget.callback;
+      widget.callback = function (...given) {
+        before?.apply(this, given);
+        listener();
+      };
+    },
   };
+}
+
+function widgetOf(node, name) {
+  return node.widgets?.find((widget) => widget.name === name);
+}
+
+function view(picture) {
+  return api.apiURL(`/view?${new URLSearchParams(picture)}`);
+}
+
+/** The canvas that is open. @returns {import("./run_to_graph.mjs").Canvas} */
+function canvasNow() {
+  const [x, y, width, height] = app.canvas.ds.visible_area;
+  return {
+    graph: app.canvas.graph ?? app.graph,
+    create: (kind) => LiteGraph.createNode(kind),
+    selected: () => Object.values(app.canvas.selected_nodes ?? {}),
+    middle: () => [x + width / 2 - 150, y + height / 2 - 100],
+  };
+}
+
+/** The open Runs panel. */
+let runsPanel = null;
+
+const RUNS_TAB = {
+  id: "in_graph_lora.runs",
+  icon: "pi pi-chart-line",
+  title: "Training runs",
+  tooltip: "Training runs (In-Graph LoRA)",
+  type: "custom",
+  render(element) {
+    runsPanel?.dispose();
+    runsPanel = new RunsPanel({
+      fetch: (route, options) => api.fetchApi(route, options),
+      view,
+      useLora: async (run) => addLora(canvasNow(), run),
+      useSettings: async (detail) => addSettings(canvasNow(), detail),
+    });
+    element.replaceChildren(runsPanel.element);
+  },
+  destroy() {
+    runsPanel?.dispose();
+    runsPanel = null;
+  },
+};
+
+/** New LoRA files and runs: every list has them without a press of R, and without its toasts. */
+async function onFiles() {
+  await (app.reloadNodeDefs?.() ?? app.refreshComboInNodes());
+  runsPanel?.refresh();
+  for (const node of app.graph?.nodes ?? []) views.get(node)?.filesChanged?.();
+}
+
+function addStyle() {
+  const link = document.createElement("link");
+  link.rel = "stylesheet";
+  link.href = new URL("./runs.css", import.meta.url).href;
+  document.head.append(link);
 }
 
 function onEnded(/** @type {"interrupted" | "failed"} */ how) {
@@ -69,6 +144,9 @@ function onEnded(/** @type {"interrupted" | "failed"} */ how) {
 app.registerExtension({
   name: "in_graph_lora",
   setup() {
+    addStyle();
+    app.extensionManager.registerSidebarTab(RUNS_TAB);
+    api.addEventListener("in_graph_lora.files", onFiles);
     api.addEventListener("in_graph_lora.progress", ({ detail }) => viewOf(detail.node_id)?.progress?.(detail));
     api.addEventListener("execution_interrupted", onEnded("interrupted"));
     api.addEventListener("execution_error", onEnded("failed"));
@@ -82,6 +160,11 @@ app.registerExtension({
     node.onExecuted = function (output, ...rest) {
       before?.call(this, output, ...rest);
       view.executed?.(output);
+    };
+    const configured = node.onConfigure;
+    node.onConfigure = function (...given) {
+      configured?.apply(this, given);
+      view.configured?.();
     };
   },
 });

@@ -70,8 +70,8 @@ def test_each_widget_is_an_input_of_its_node():
 
 def test_what_no_node_sets_is_said():
     said = node_settings(TrainConfig(optimizer=OptimizerConfig(eps=1e-6)).to_dict())["left"]
-    assert "resolution (512)" in said[0]
-    assert said[1] == "eps of the optimizer is 1e-06, which no node sets"
+    assert "resolution 512" in said[0]
+    assert said[1] == "eps 1e-06 of the optimizer, which no node has"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,14 @@ interface Slot {
 }
 
 interface Graph {
+  nodes: LiteNode[];
   getNodeById(id: string | number): LiteNode | null;
+}
+
+interface Widget {
+  name: string;
+  value: any;
+  callback?(...given: any[]): void;
 }
 
 interface LiteNode {
@@ -14,8 +21,10 @@ interface LiteNode {
   comfyClass: string;
   size: [number, number];
   outputs?: Slot[];
+  widgets?: Widget[];
   subgraph?: Graph;
   onExecuted?(output: any, ...rest: any[]): void;
+  onConfigure?(...given: any[]): void;
   addDOMWidget(name: string, type: string, element: HTMLElement, options: object): { serialize?: boolean };
   computeSize(): [number, number];
   setSize(size: [number, number]): void;
@@ -28,13 +37,28 @@ interface Extension {
   nodeCreated?(node: LiteNode): void;
 }
 
+declare const LiteGraph: { createNode(kind: string): LiteNode };
+
 declare module "*/scripts/app.js" {
-  export const app: { graph?: Graph; rootGraph?: Graph; registerExtension(extension: Extension): void };
+  export const app: {
+    graph?: Graph;
+    rootGraph?: Graph;
+    canvas: {
+      graph?: Graph;
+      ds: { visible_area: [number, number, number, number] };
+      selected_nodes?: Record<string, LiteNode>;
+    };
+    extensionManager: { registerSidebarTab(tab: object): void };
+    registerExtension(extension: Extension): void;
+    reloadNodeDefs?(): Promise<void>;
+    refreshComboInNodes(): Promise<void>;
+  };
 }
 
 declare module "*/scripts/api.js" {
   export const api: {
     addEventListener(event: string, listener: (event: CustomEvent) => void): void;
+    apiURL(route: string): string;
     fetchApi(route: string, options?: RequestInit): Promise<Response>;
   };
 }
