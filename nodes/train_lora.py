@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..trainer.host.active import active, record_stop, stops
-from ..trainer.host.paths import output_image
-from ..trainer.host.progress import files_changed
-from .reporting import Reporter
+from ..trainer.host.active import active, pause, paused, record_stop, stops
+from ..trainer.host.progress import prompt_id, telling_of_files
+from .canvas import Place
 from .sockets import CATEGORY, LoraModel, LossMap
 from .training_inputs import CONTINUE, NEW_RUN, name_error, train_config, training_inputs
+from .training_report import reported
 
 if TYPE_CHECKING:
     from ..trainer.data.records import Dataset
@@ -35,7 +36,7 @@ class TrainLoRA(io.ComfyNode):
                 io.String.Output(display_name="lora_path", tooltip="The file's name, as Load LoRA lists it."),
                 LossMap.Output(display_name="loss", tooltip="The loss of each step, for Plot Loss Graph."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -60,31 +61,38 @@ class TrainLoRA(io.ComfyNode):
         from ..trainer.host.training import train_on_loaded
 
         config = train_config(dataset, **settings)
-        with active(cls.hidden.unique_id) as training:
-            emit = Reporter(cls.hidden.unique_id, training)
-            try:
-                result = train_on_loaded(
-                    model,
-                    clip,
-                    vae,
-                    dataset,
-                    config,
-                    emit,
-                    new_run=existing_run == NEW_RUN,
-                    stop_requested=training.stop_requested,
-                )
-            finally:
-                files_changed()
-        if result.stopped:
+        place = Place.of(cls.hidden.unique_id, cls.hidden.extra_pnginfo)
+        with (
+            telling_of_files(),
+            active(cls.hidden.unique_id, prompt_id()) as training,
+            reported(place, training, config, dataset) as report,
+        ):
+            result = train_on_loaded(
+                model,
+                clip,
+                vae,
+                dataset,
+                config,
+                report,
+                new_run=existing_run == NEW_RUN,
+                stop_requested=training.stop_requested,
+            )
+            report.run = result.run
+            was_paused = paused(result.run) is not None
+            pauses = result.stopped and training.wish == "pause" and not was_paused
+            report.end("paused" if pauses or was_paused else "stopped" if result.stopped else "finished")
+        if pauses:
+            pause(result)
+        if result.stopped and not was_paused:
             record_stop(config.name)
         shown = {
             "lora_path": str(result.path),
             "run_dir": str(result.run),
             "loss_curve": str(result.loss_curve),
-            "plan": emit.plan,
-            "notices": emit.notices,
+            "plan": report.plan,
+            "notices": report.notices,
         }
-        ui: dict[str, Any] = {"run": [shown]}
-        if result.previews is not None:
-            ui["images"] = [output_image(result.previews)]
-        return io.NodeOutput(result.lora, result.path.name, {"loss": result.losses}, ui=ui)
+        outputs = (result.lora, result.path.name, {"loss": result.losses})
+        if pauses:  # the nodes behind do not run now; with the next Run they get the LoRA so far
+            outputs = (ExecutionBlocker(None),) * len(outputs)
+        return io.NodeOutput(*outputs, ui={"run": [shown]})

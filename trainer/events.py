@@ -11,11 +11,13 @@ from .text import readable
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """Work before or after the steps: encoding pictures, encoding captions, saving."""
+    """Work before, between or after the steps: encoding pictures, captions, previews."""
 
     name: str
     done: int
     total: int
+    label: str = ""
+    """What is shown instead of the name, where the same phase comes several times."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +25,15 @@ class Planned:
     """What the run will take, before it begins: `memory.report.Plan.line`."""
 
     line: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunOpened:
+    """The run has a folder, new or found again, and has reached `step` of `steps`."""
+
+    path: Path
+    step: int
+    steps: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,5 +92,7 @@ class Notice:
         object.__setattr__(self, "message", readable(self.message))
 
 
-Event = Phase | Planned | RunStarted | StepDone | CheckpointSaved | Validated | PreviewSaved | Notice
+Event = (
+    Phase | Planned | RunOpened | RunStarted | StepDone | CheckpointSaved | Validated | PreviewSaved | Notice
+)
 Emit = Callable[[Event], None]

@@ -17,7 +17,7 @@ from .adapters.start import StartingLora
 from .config import TrainConfig
 from .data.cache import TrainingData
 from .errors import LoraFileError, shortened
-from .events import Emit, Event, Notice, Phase
+from .events import Emit, Event, Notice, Phase, RunOpened
 from .files import clear_unfinished, copy_as_new
 from .leg import Leg
 from .loop import TrainState, train
@@ -95,7 +95,9 @@ def train_lora(
         plan=plan,
     )
     with in_use(folder.path):
-        return session.run(session.go_on() if resumed else None)
+        checkpoint = session.go_on() if resumed else None
+        emit(RunOpened(path=folder.path, step=session.state.step, steps=steps))
+        return session.run(checkpoint)
 
 
 class Session:

@@ -36,6 +36,7 @@ export class Divider {
     this.line = make("div", { className: "igl-line" });
     this.labels = [make("span", { className: "igl-label" }), make("span", { className: "igl-label igl-right" })];
     this.onopen = onopen;
+    this.percent = 50;
     this.element = make(
       "div",
       {
@@ -54,7 +55,7 @@ export class Divider {
       ...this.labels,
     );
     this.listen();
-    this.move(50);
+    this.move(this.percent);
   }
 
   show(/** @type {Picture} */ before, /** @type {Picture} */ after) {
@@ -153,8 +154,8 @@ export class Comparison {
   }
 
   onKey(/** @type {KeyboardEvent} */ event) {
-    const by = { ArrowUp: -1, ArrowDown: 1 }[event.key] ?? 0;
-    if (!by) return;
+    const by = event.key === "ArrowUp" ? -1 : 1;
+    if (by === 1 && event.key !== "ArrowDown") return;
     this.choose(Math.min(Math.max(this.row + by, 0), this.rows.length - 1), this.column);
     event.preventDefault();
   }

@@ -2,54 +2,49 @@
 
 from __future__ import annotations
 
-import bisect
-import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-MAX_HISTORY = 2000
+if TYPE_CHECKING:
+    from ..runs.result import Result
 
 _active: dict[str, ActiveRun] = {}
 _stops: Counter[str] = Counter()
+_paused: dict[Path, Result] = {}
+
+Wish = Literal["", "stop", "pause"]
 
 
 class ActiveRun:
-    """One training, as its node shows it. Written by the training's thread, read by the server's."""
+    """One training. Written by the training's thread, read by the server's."""
 
-    def __init__(self) -> None:
-        self._stop = threading.Event()
-        self._history: list[tuple[int, str]] = []
-        """(step, progress as JSON), by step. Replaced whole when it is thinned out, never changed."""
+    def __init__(self, prompt_id: str = "") -> None:
+        self.prompt_id = prompt_id
+        self.wish: Wish = ""
+        self.status: dict[str, Any] = {}
+        """What the page was told last. Replaced whole, never changed."""
+        self._ending = threading.Event()
 
     def stop_requested(self) -> bool:
-        return self._stop.is_set()
+        return self._ending.is_set()
 
-    def request_stop(self) -> None:
-        """Stop and keep: end in order after the step, so that the nodes behind run with what there is."""
-        self._stop.set()
+    def end(self, wish: Wish) -> None:
+        """End in order after the step, and keep what there is.
 
-    def add(self, progress: dict[str, Any]) -> None:
-        """Keep what was sent to the page, for a page that is opened later; of a long run every other one.
-
-        Encoded once, here: however often the page asks, the training is not held up.
+        stop: the nodes behind run with it. pause: the queue item ends here.
         """
-        history = self._history[::2] if len(self._history) >= MAX_HISTORY else self._history
-        self._history = [*history, (progress["step"], json.dumps(progress))]
-
-    def history(self, since: int = -1) -> str:
-        """What was sent after this step, as a JSON list."""
-        entries = self._history
-        first = bisect.bisect_right(entries, since, key=lambda entry: entry[0])
-        return f"[{','.join(text for _, text in entries[first:])}]"
+        self.wish = wish
+        self._ending.set()
 
 
 @contextmanager
-def active(node_id: str | None) -> Iterator[ActiveRun]:
+def active(node_id: str | None, prompt_id: str = "") -> Iterator[ActiveRun]:
     """For the length of the block `find(node_id)` gives the training."""
-    training = ActiveRun()
+    training = ActiveRun(prompt_id)
     if node_id is not None:
         _active[node_id] = training
     try:
@@ -59,9 +54,10 @@ def active(node_id: str | None) -> Iterator[ActiveRun]:
             _active.pop(node_id, None)
 
 
-def find(node_id: str) -> ActiveRun | None:
-    """None when that node trains nothing."""
-    return _active.get(node_id)
+def find(node_id: str, prompt_id: str = "") -> ActiveRun | None:
+    """None when that node trains nothing, or for another prompt than the one that is named."""
+    training = _active.get(node_id)
+    return training if training and prompt_id in ("", training.prompt_id) else None
 
 
 def record_stop(name: str) -> None:
@@ -76,3 +72,21 @@ def stops(name: str | None) -> int:
     goes on, and when it has ended its outputs are kept like any others.
     """
     return _stops.total() if name is None else _stops[name.strip()]
+
+
+def pause(result: Result) -> None:
+    """Until `go_on` the run gives this result instead of being trained further."""
+    _paused[result.run] = result
+
+
+def paused(run: Path) -> Result | None:
+    """What a paused run has so far."""
+    return _paused.get(run)
+
+
+def go_on(run: Path) -> bool:
+    """The next time its graph runs the run is trained further. False when it was not paused."""
+    result = _paused.pop(run, None)
+    if result is not None:
+        record_stop(run.parent.name)
+    return result is not None

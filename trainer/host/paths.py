@@ -46,6 +46,11 @@ def runs() -> Runs:
     return Runs(output_directory() / RUNS)
 
 
+def run_path(run: str) -> Path:
+    """The folder behind an id of the list; anything else is refused with StorageError."""
+    return runs().folder(run).path
+
+
 def lora_names() -> list[str]:
     """All LoRA files, as LoraLoader lists them."""
     return folder_paths.get_filename_list("loras")

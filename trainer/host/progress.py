@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
+import psutil
+import torch
 from PIL import Image
 
 from .same_site import same_site
@@ -27,6 +31,7 @@ class NodeProgress:
         self._bar = comfy.utils.ProgressBar(1, node_id=node_id)
 
     def update(self, done: int, total: int, preview: Image.Image | None = None) -> None:
+        """Raises ComfyUI's interrupt: for the thread of the prompt only."""
         packed = ("JPEG", preview, max(preview.size)) if preview is not None else None
         self._bar.update_absolute(done, total, packed)
 
@@ -35,8 +40,38 @@ class NodeProgress:
             server.send_progress_text(text, self.node_id)
 
     def send(self, data: dict[str, Any]) -> None:
+        """To every page: the same graph may be open in several. From any thread."""
         if (server := _server()) is not None:
-            server.send_sync(PROGRESS_EVENT, {"node_id": self.node_id, **data}, server.client_id)
+            server.send_sync(PROGRESS_EVENT, {"node_id": self.node_id, **data})
+
+
+class MemoryWatch:
+    """Memory in use and its peak since the watch began: torch's on a GPU, the process's elsewhere. Bytes."""
+
+    def __init__(self) -> None:
+        self.device = comfy.model_management.get_torch_device()
+        self._process = psutil.Process()
+        self.peak = 0
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.now()
+
+    def now(self) -> int:
+        if self.device.type == "cuda":
+            # The plan's trial resets torch's own peak, so the highest that was seen is kept here.
+            self.peak = max(self.peak, torch.cuda.max_memory_allocated(self.device))
+            return torch.cuda.memory_allocated(self.device)
+        used = self._process.memory_info().rss
+        self.peak = max(self.peak, used)
+        return used
+
+
+def prompt_id() -> str:
+    """Of the prompt that runs in this thread; "" outside of one."""
+    from comfy_execution.utils import get_executing_context
+
+    context = get_executing_context()
+    return context.prompt_id if context else ""
 
 
 def add_route(method: str, path: str, handler: Any) -> None:
@@ -48,7 +83,16 @@ def add_route(method: str, path: str, handler: Any) -> None:
 def files_changed() -> None:
     """Tells every open page that there are new LoRA files or runs, so that its lists are filled again."""
     if (server := _server()) is not None:
-        server.send_sync(FILES_EVENT, {}, None)
+        server.send_sync(FILES_EVENT, {})
+
+
+@contextmanager
+def telling_of_files() -> Iterator[None]:
+    """However the block ends: a training that is stopped or fails leaves files too."""
+    try:
+        yield
+    finally:
+        files_changed()
 
 
 def _server() -> Any:

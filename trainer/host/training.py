@@ -29,6 +29,7 @@ from ..runs.finding import find_run, finished, run_key
 from ..runs.result import Result
 from ..session import Destination, train_lora
 from . import lora, paths
+from .active import paused
 from .class_images import with_class_images
 from .conditioning import HostTextEncoder
 from .encode import HostLatentEncoder, pixel_step
@@ -78,6 +79,9 @@ def train_on_loaded(
             )
         )
         return done
+    if folder is not None and (so_far := paused(folder.path)):
+        emit(Notice(message=f"paused at step {len(so_far.losses)}; press Continue on Train LoRA to go on"))
+        return so_far
     train_text = config.optimizer.text_encoder_lr > 0
     destination = Destination(
         loras=loras,

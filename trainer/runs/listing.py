@@ -18,11 +18,10 @@ from ..errors import StorageError
 from . import steps
 from .checkpoints import LORA, loras, step_reached
 from .folder import RunFolder
+from .history import curve, pictures
 from .in_use import is_in_use
-from .log import EventLog
 
 CURVE_POINTS = 200
-_FIRST_PICTURE = "_1.png"
 
 
 class Runs:
@@ -67,14 +66,14 @@ class Runs:
         done = record.finished if record else None
         reached = max([step_reached(folder.checkpoints), *loras(folder.checkpoints)])
         state = "finished" if done else "stopped" if reached else "empty"
-        pictures = pictures_by_step(folder)
+        shown = _pictures(folder)
         return {
             "id": run,
             "state": "training" if is_in_use(folder.path) else state,
             "step": done.steps if done else reached,
             "steps": done.asked if done else _plain_steps(config),
             "lora": done.lora if done else None,
-            "picture": pictures[max(pictures)][0] if pictures else None,
+            "picture": shown[max(shown)][0] if shown else None,
             "bytes": _size(folder.path),
         }
 
@@ -85,8 +84,8 @@ class Runs:
         means of neighbours. checkpoints: [{step, held_out, pictures}] of each step with a LoRA.
         """
         folder = self.folder(run)
-        loss, held_out = _curve(folder.log.path, *_version(folder.log.path))
-        measured, pictures = dict(held_out), pictures_by_step(folder)
+        loss, held_out = _curve(folder.path, *_version(folder.log.path))
+        measured, shown = dict(held_out), _pictures(folder)
         config = folder.config()
         preview = config.get("preview")
         prompts = preview.get("prompts") if isinstance(preview, dict) else None
@@ -96,10 +95,10 @@ class Runs:
             "prompts": prompts if isinstance(prompts, list) else [],
             "curve": {"loss": loss, "held_out": held_out},
             "checkpoints": [
-                {"step": step, "held_out": measured.get(step), "pictures": pictures.get(step, [])}
+                {"step": step, "held_out": measured.get(step), "pictures": shown.get(step, [])}
                 for step in loras(folder.checkpoints)
             ],
-            "before": pictures.get(0, []),
+            "before": shown.get(0, []),
         }
 
     def size(self) -> int:
@@ -149,18 +148,9 @@ def _has_lora(checkpoints: Path) -> bool:
         return False
 
 
-def pictures_by_step(folder: RunFolder) -> dict[int, list[str]]:
+def _pictures(folder: RunFolder) -> dict[int, list[str]]:
     """Step → names of its files in `previews/`, by prompt."""
-    try:
-        names = [p for p in (folder.path / "previews").iterdir() if p.is_file() and not p.is_symlink()]
-    except OSError:
-        return {}
-    out: dict[int, list[str]] = {}
-    for step in steps.by_step(names, _FIRST_PICTURE):
-        name = steps.name(step)
-        mine = [p.name for p in names if p.name.startswith(f"{name}_")]
-        out[step] = sorted(mine, key=lambda n: (len(n), n))
-    return out
+    return {step: [p.name for p in files] for step, files in pictures(folder).files.items()}
 
 
 def _plain_steps(config: dict[str, Any]) -> int | None:
@@ -192,26 +182,8 @@ Point = tuple[int, float | None]
 
 
 @lru_cache(maxsize=256)
-def _curve(path: Path, _changed: int, _bytes: int) -> tuple[list[Point], list[Point]]:
-    """(loss, held-out loss); read again when the file is another."""
-    log = EventLog(path)
-    trained = {e["step"]: e["loss"] for e in log.events("StepDone")}
-    measured = {v.step: v.loss for v in log.validations()}
-    return _thinned([(s, _finite(trained[s])) for s in sorted(trained)]), [
-        (s, _finite(measured[s])) for s in sorted(measured)
-    ]
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None  # JSON has no NaN
-
-
-def _thinned(points: list[Point]) -> list[Point]:
-    """Means of neighbours at their last step."""
-    share = -(-len(points) // CURVE_POINTS)
-    out: list[Point] = []
-    for start in range(0, len(points), share or 1):
-        part = points[start : start + share]
-        losses = [loss for _, loss in part if loss is not None]
-        out.append((part[-1][0], sum(losses) / len(losses) if losses else None))
-    return out
+def _curve(run: Path, _changed: int, _bytes: int) -> tuple[list[Point], list[Point]]:
+    """(loss, held-out loss); read again when the log is another."""
+    folder = RunFolder(run)
+    measured = {v.step: v.loss if math.isfinite(v.loss) else None for v in folder.log.validations()}
+    return [(step, loss) for step, loss, _ in curve(folder, CURVE_POINTS)], sorted(measured.items())

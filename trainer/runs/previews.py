@@ -63,7 +63,7 @@ class Previews:
             if stopped():
                 pictures.close()
                 return
-            self.emit(Phase(name=f"preview at step {step}", done=i, total=total))
+            self.emit(Phase(name="previews", done=i, total=total, label=f"preview at step {step}"))
             path = self._path(step, i)
             about = {"prompt": prompt, "settings": sampler.settings, "train_step": str(step)}
             write_image(path, next(pictures), about)
