@@ -67,6 +67,11 @@ export function openDialog(label, content, className = "") {
     content,
   );
   keepEvents(dialog);
+  dialog.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    event.stopPropagation(); // ComfyUI would keep the dialog open, and act on it too
+    dialog.close();
+  });
   document.body.append(dialog);
   dialog.showModal();
   return dialog;

@@ -52,6 +52,7 @@ function attach(node, element, height) {
   widget.serialize = false;
   const [width, needed] = node.computeSize();
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], needed)]);
+  node.setDirtyCanvas?.(true); // the classic canvas puts the element in its place when it draws
 }
 
 /** @returns {import("./view.mjs").Host} */
