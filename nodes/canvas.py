@@ -1,4 +1,4 @@
-"""Which node of which workflow shows a run, kept in the run's folder: a page that is opened later finds it again.
+"""Which node of which workflow shows a run, kept in the run's folder: a page that is opened later finds it.
 
 A node's number alone is not enough: every workflow has a node 4.
 """
@@ -19,7 +19,7 @@ _MOST_PLACES = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A node on a canvas. workflow: the id that the page gives it; "" for a prompt that came without a page."""
+    """A node on a canvas. workflow: its id, which the page gives it; "" for a prompt that no page sent."""
 
     workflow: str
     node: str

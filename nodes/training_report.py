@@ -26,7 +26,7 @@ from ..trainer.events import (
 from ..trainer.host.active import ActiveRun
 from ..trainer.host.paths import output_directory
 from ..trainer.host.progress import MemoryWatch, NodeProgress
-from ..trainer.timeline import PREVIEWS, STEPS, TRIAL, Timeline
+from ..trainer.timeline import HELD_OUT, PREVIEWS, STEPS, TRIAL, Timeline
 from .canvas import Place, remember
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class TrainingReport:
                 "encoding pictures": pictures,
                 "encoding captions": pictures,
                 STEPS: steps,
-                PREVIEWS: self._previews_after(0, steps, first=True),
+                PREVIEWS: self._previews_after(0, steps),
+                HELD_OUT: self._measured_after(0, steps),
             }
         )
         self.notices: list[str] = []
@@ -98,15 +99,17 @@ class TrainingReport:
             self.run = event.path
             self._step, self._steps = event.step, event.steps
             self.line.resume(STEPS, event.step, event.steps)
-            self.line.expect(PREVIEWS, self._previews_after(event.step, event.steps, first=event.step == 0))
+            self.line.expect(PREVIEWS, self._previews_after(event.step, event.steps))
+            self.line.expect(HELD_OUT, self._measured_after(event.step, event.steps))
             self._train(event.step)
             remember(self.place, event.path, "running")
         elif isinstance(event, StepDone):
             self._loss = _number(event.loss)
             self._new.points.append((event.step, self._loss, event.lr))
-            self._train(event.step)
+            self._train(event.step, event.seconds)
         elif isinstance(event, Validated):
             self._new.held_out.append((event.step, _number(event.loss)))
+            self._train(self._step)
         elif isinstance(event, CheckpointSaved):
             self._new.checkpoints.append(event.step)
         elif isinstance(event, PreviewSaved):
@@ -116,19 +119,20 @@ class TrainingReport:
             self.notices.append(event.message)
             self._new.notices.append(event.message)
 
-    def _train(self, step: int) -> None:
+    def _train(self, step: int, seconds: float | None = None) -> None:
         self._step = step
-        self.line.enter(STEPS, step, self._steps)
+        self.line.enter(STEPS, step, self._steps, seconds)
         self._at(STEPS, step, self._steps)
 
     def _at(self, phase: str, done: int, total: int, label: str = "") -> None:
         self._phase, self._label, self._done, self._total = phase, label or phase, done, total
 
-    def _previews_after(self, step: int, steps: int, *, first: bool = False) -> int:
-        """Pictures still to be drawn: at step 0, every so many steps, and at the last one."""
-        every = self.config.preview.every
-        due = steps // every - step // every + int(steps % every > 0 and step < steps) + int(first)
-        return due * len(self.config.preview.prompts)
+    def _previews_after(self, step: int, steps: int) -> int:
+        return _rounds(step, steps, self.config.preview.every) * len(self.config.preview.prompts)
+
+    def _measured_after(self, step: int, steps: int) -> int:
+        validation = self.config.validation
+        return _rounds(step, steps, validation.every) if validation.held_out else 0
 
     def status(self, state: str) -> dict[str, Any]:
         """Where the run is, as the page is told."""
@@ -191,7 +195,7 @@ class TrainingReport:
 def reported(
     place: Place, training: ActiveRun, config: TrainConfig, dataset: Dataset
 ) -> Iterator[TrainingReport]:
-    """Within the block the page is told of the training. Call `end` in it; what is raised is told as failed."""
+    """Within the block the page is told of the training. Call `end` in it; what is raised is a failure."""
     report = TrainingReport(place, training, config, dataset)
     report.begin()
     try:
@@ -205,6 +209,12 @@ def reported(
 def run_name(run: Path | None) -> str:
     """`<name>/<run>`, as Load Run lists it."""
     return run.relative_to(output_directory() / "in-graph-lora").as_posix() if run else ""
+
+
+def _rounds(step: int, steps: int, every: int) -> int:
+    """How often after `step` something comes that is due at step 0, every `every` steps and at the last one."""
+    last = int(steps % every > 0 and step < steps)
+    return steps // every - step // every + last + int(step == 0)
 
 
 def _number(value: float) -> float | None:

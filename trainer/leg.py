@@ -13,13 +13,14 @@ from .adapters.metadata import training_metadata
 from .config import AS_LOADED
 from .data.batches import MicroBatch, micro_batches
 from .errors import StorageError
-from .events import CheckpointSaved, Notice, RunStarted, StepDone
+from .events import CheckpointSaved, Notice, Phase, RunStarted, StepDone
 from .loop import StepResult
 from .memory.advice import explained_out_of_memory
 from .objective import Objective
 from .ports import Loan
 from .runs.checkpoints import Checkpoint, commit, prune, step_reached
 from .runs.validation import held_out_loss
+from .timeline import HELD_OUT
 from .trained import Trained, prepared
 from .updater import Updater
 
@@ -101,6 +102,7 @@ class Leg:
         session, state, validation = self.session, self.state, self.session.validation
         if not validation.due(state.step):
             return
+        session.show(Phase(name=HELD_OUT, done=0, total=1))
         with self.updater.weights_to_save():
             loss = held_out_loss(
                 self.objective,

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 STEPS = "steps"
 TRIAL = "trying out one step"
 PREVIEWS = "previews"
-"""Comes several times; the other phases come once, and then their own total is right."""
+HELD_OUT = "measuring the held-out loss"
+_REPEATED = (PREVIEWS, HELD_OUT)
+"""They come several times; the other phases come once, and then their own total is right."""
 
 _COST = {TRIAL: 4.0, "encoding captions": 0.3, PREVIEWS: 20.0, "generating class pictures": 20.0}
 """A unit of a phase in training steps, 1 where nothing is said, until the phase's own pace is measured."""
@@ -54,21 +56,32 @@ class Timeline:
         self._clock = clock
         self._begun = self._at = clock()
         self._now: str | None = None
+        self._interrupted: str | None = None
         self._reached = 0.0
 
-    def enter(self, name: str, done: int, total: int) -> None:
-        """`done` of `total` units of this phase are done; the time up to the next call is this phase's."""
+    def enter(self, name: str, done: int, total: int, seconds: float | None = None) -> None:
+        """`done` of `total` units of this phase are done; the time up to the next call is this phase's.
+
+        seconds: what the unit itself has taken. After other work the rest of the time was spent on coming
+        back, and is the other work's.
+        """
         self._pass()
+        if seconds is not None and self._interrupted and name == self._now:
+            phase, other = self._phases[name], self._phases[self._interrupted]
+            rest = max(0.0, phase.pending - seconds)
+            phase.pending -= rest
+            other.seconds += rest if other.units else 0.0
+            self._interrupted = None
         if name != self._now:
             self.leave()
         phase = self._phases.setdefault(name, _Phase())
-        if name != self._now and name == PREVIEWS:
+        if name != self._now and name in _REPEATED:
             phase.before = phase.done
         now = phase.before + done
         if name == self._now and now > phase.done:
             phase.measure(now - phase.done)
         phase.done, phase.total = now, total
-        phase.expected = max(phase.expected, phase.before + total) if name == PREVIEWS else total
+        phase.expected = max(phase.expected, phase.before + total) if name in _REPEATED else total
         self._now = name
 
     def leave(self) -> None:
@@ -80,6 +93,7 @@ class Timeline:
             if end > phase.done:
                 phase.measure(end - phase.done)
             phase.done = end
+            self._interrupted = self._now
         self._now = None
 
     def expect(self, name: str, left: int) -> None:

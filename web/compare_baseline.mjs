@@ -3,6 +3,7 @@
 import { Comparison } from "./comparison.mjs";
 import { make } from "./elements.mjs";
 import { fillMarkdown } from "./panel.mjs";
+import { viewRoute } from "./runs_data.mjs";
 
 const HEIGHT = 420;
 
@@ -24,7 +25,7 @@ export function compareView(/** @type {import("./view.mjs").Host} */ host) {
   return {
     executed(output) {
       if (!output?.comparison) return;
-      shown().show(output.comparison.map((picture) => ({ ...picture, url: host.view(picture) })));
+      shown().show(output.comparison.map((picture) => ({ ...picture, url: host.url(viewRoute(picture)) })));
       fillMarkdown(report, (output.text ?? []).join("\n\n"));
     },
   };

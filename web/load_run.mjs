@@ -35,7 +35,10 @@ export function loadRunView(/** @type {import("./view.mjs").Host} */ host) {
   function mark() {
     const meant = stepMeant();
     for (const button of steps.children) button.setAttribute("aria-selected", String(Number(button.dataset.step) === meant));
-    steps.querySelector("[aria-selected=true]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+    requestAnimationFrame(() => {
+      const chosen = /** @type {HTMLElement | null} */ (steps.querySelector("[aria-selected=true]"));
+      if (chosen) steps.scrollLeft = chosen.offsetLeft - steps.offsetLeft - 40;
+    });
   }
 
   function draw() {
@@ -64,7 +67,7 @@ export function loadRunView(/** @type {import("./view.mjs").Host} */ host) {
             onclick: () => host.set("step", step),
             ondblclick: () => openStep(checkpoint),
           },
-          file ? make("img", { src: host.view(pictureOf(id, file)), alt: "", loading: "lazy", draggable: false }) : null,
+          file ? make("img", { src: host.url(pictureOf(id, file)), alt: "", loading: "lazy", draggable: false }) : null,
           make("span", {}, `${step}${star}`),
           typeof loss === "number" ? make("small", {}, loss.toFixed(4)) : null,
         );
@@ -76,7 +79,7 @@ export function loadRunView(/** @type {import("./view.mjs").Host} */ host) {
   function openStep({ step, pictures }) {
     if (!detail || !pictures.length) return;
     const { id, prompts, before } = detail;
-    const at = (file, title, i) => ({ url: host.view(pictureOf(id, file)), caption: `${title} · ${prompts[i] ?? ""}` });
+    const at = (file, title, i) => ({ url: host.url(pictureOf(id, file)), caption: `${title} · ${prompts[i] ?? ""}` });
     const pairs = pictures.flatMap((file, i) => [...(before[i] ? [at(before[i], "without LoRA", i)] : []), at(file, `step ${step}`, i)]);
     openPictures(pairs, before[0] ? 1 : 0);
   }
@@ -117,7 +120,7 @@ export function loadRunView(/** @type {import("./view.mjs").Host} */ host) {
     executed(output) {
       if (output?.text) loaded.textContent = output.text.join("\n");
     },
-    configured: update,
+    created: update,
     filesChanged: update,
   };
 }

@@ -4,9 +4,12 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { compareView } from "./compare_baseline.mjs";
 import { loadRunView } from "./load_run.mjs";
+import { executionSentence, problemBox, validationSentence } from "./problems.mjs";
 import { addLora, addSettings } from "./run_to_graph.mjs";
 import { RunsPanel } from "./runs_panel.mjs";
+import { SOCKETS } from "./sockets.mjs";
 import { markdownView, textView } from "./text_node.mjs";
+import { toastOf } from "./toasts.mjs";
 import { trainView } from "./train_lora.mjs";
 
 /** Kind of node → what makes its view. */
@@ -19,6 +22,7 @@ const VIEWS = {
   PlanTraining: markdownView,
   TrainLoRA: trainView,
 };
+const CATEGORY = "In-Graph LoRA";
 
 /**
  * Node → its view. Weak: it goes with the node.
@@ -26,10 +30,23 @@ const VIEWS = {
  */
 const views = new WeakMap();
 
+/** Prompt → the workflow that it came from, of those that this page has queued. @type {Map<string, string>} */
+const queued = new Map();
+
+/** Kinds of node that are ours. */
+const ours = new Set();
+
+/** Nodes with a sentence on what is wrong. @type {Set<any>} */
+const wrong = new Set();
+
+function rootGraph() {
+  return app.rootGraph ?? app.graph;
+}
+
 /** The node behind an execution id; in a subgraph the id is "outer:inner". */
 function findNode(id) {
   let node = null;
-  let graph = app.rootGraph ?? app.graph;
+  let graph = rootGraph();
   for (const part of String(id).split(":")) {
     node = graph?.getNodeById(Number(part)) ?? graph?.getNodeById(part);
     graph = node?.subgraph;
@@ -37,32 +54,61 @@ function findNode(id) {
   return node;
 }
 
-function viewOf(id) {
-  const node = findNode(id);
-  return node && views.get(node);
+/** The inverse of `findNode`. @returns {string} */
+function executionId(node, graph = rootGraph()) {
+  if (!graph || node.graph === graph) return String(node.id);
+  for (const outer of graph.nodes ?? []) {
+    const inner = outer.subgraph && executionId(node, outer.subgraph);
+    if (inner && findNode(`${outer.id}:${inner}`) === node) return `${outer.id}:${inner}`;
+  }
+  return "";
+}
+
+/** Whether an event of a prompt is about the workflow that is open. Of other pages' prompts nothing is known. */
+function isOpen(promptId) {
+  const workflow = queued.get(promptId);
+  return workflow === undefined || workflow === rootGraph()?.id;
 }
 
 /** A widget that only shows something: it is never part of the saved values. */
-function attach(node, element, height) {
-  const widget = node.addDOMWidget("in_graph_lora", "in_graph_lora", element, {
-    serialize: false,
-    hideOnZoom: false,
-    getMinHeight: () => height,
-  });
-  widget.serialize = false;
+function attach(node, name, element, height) {
+  let widget = node.widgets?.find((w) => w.name === name && w.element === element);
+  if (widget?.inGraphLoraHeight === height) return;
+  if (!widget) {
+    widget = node.addDOMWidget(name, name, element, {
+      serialize: false,
+      hideOnZoom: false,
+      getMinHeight: () => widget.inGraphLoraHeight,
+    });
+    widget.serialize = false;
+  }
+  widget.inGraphLoraHeight = height;
+  element.style.minHeight = `${height}px`;
   const [width, needed] = node.computeSize();
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], needed)]);
-  node.setDirtyCanvas?.(true); // the classic canvas puts the element in its place when it draws
+  node.setDirtyCanvas?.(true, true);
+}
+
+/** Take what `attach` has put on a node off again, and give back its height. */
+function detach(node, name) {
+  const widget = node.widgets?.find((w) => w.name === name);
+  if (!widget) return;
+  const before = node.computeSize()[1];
+  node.removeWidget(widget);
+  const freed = before - node.computeSize()[1];
+  node.setSize([node.size[0], Math.max(node.computeSize()[1], node.size[1] - freed)]);
 }
 
 /** @returns {import("./view.mjs").Host} */
 function hostOf(node) {
   return {
-    attach: (element, height) => attach(node, element, height),
+    attach: (element, height) => attach(node, "in_graph_lora", element, height),
     linked: (output) => Boolean(node.outputs?.find((slot) => slot.name === output)?.links?.length),
     fetch: (route, options) => api.fetchApi(route, options),
-    id: () => String(node.id),
-    view,
+    url: (route) => api.apiURL(route),
+    queue: () => app.queuePrompt(0),
+    id: () => executionId(node),
+    workflow: () => rootGraph()?.id ?? "",
     value: (name) => widgetOf(node, name)?.value,
     set(name, value) {
       const widget = widgetOf(node, name);
@@ -82,10 +128,6 @@ function hostOf(node) {
 
 function widgetOf(node, name) {
   return node.widgets?.find((widget) => widget.name === name);
-}
-
-function view(picture) {
-  return api.apiURL(`/view?${new URLSearchParams(picture)}`);
 }
 
 /** The canvas that is open. @returns {import("./run_to_graph.mjs").Canvas} */
@@ -112,7 +154,7 @@ const RUNS_TAB = {
     runsPanel?.dispose();
     runsPanel = new RunsPanel({
       fetch: (route, options) => api.fetchApi(route, options),
-      view,
+      url: (route) => api.apiURL(route),
       useLora: async (run) => addLora(canvasNow(), run),
       useSettings: async (detail) => addSettings(canvasNow(), detail),
     });
@@ -128,7 +170,7 @@ const RUNS_TAB = {
 async function onFiles() {
   await (app.reloadNodeDefs?.() ?? app.refreshComboInNodes());
   runsPanel?.refresh();
-  for (const node of app.graph?.nodes ?? []) views.get(node)?.filesChanged?.();
+  for (const node of rootGraph()?.nodes ?? []) views.get(node)?.filesChanged?.();
 }
 
 function addStyle() {
@@ -138,34 +180,94 @@ function addStyle() {
   document.head.append(link);
 }
 
-function onEnded(/** @type {"interrupted" | "failed"} */ how) {
-  return ({ detail }) => viewOf(detail?.node_id)?.ended?.(how, detail);
+const PROBLEM = "in_graph_lora_problem";
+
+function complain(id, sentences) {
+  const node = findNode(id);
+  if (!node || !ours.has(node.comfyClass)) return;
+  detach(node, PROBLEM);
+  attach(node, PROBLEM, problemBox(sentences), 20 + 34 * sentences.length);
+  wrong.add(node);
+}
+
+function forgiven() {
+  for (const node of wrong) if (node.graph) detach(node, PROBLEM);
+  wrong.clear();
+}
+
+/** Sees what the server says to a prompt: its number, and what is wrong with which node. */
+function watchQueue() {
+  const queuePrompt = api.queuePrompt;
+  api.queuePrompt = async function (number, prompt, ...rest) {
+    forgiven();
+    try {
+      const answer = await queuePrompt.call(this, number, prompt, ...rest);
+      if (answer?.prompt_id) queued.set(answer.prompt_id, prompt?.workflow?.id ?? "");
+      showErrors(answer?.node_errors);
+      return answer;
+    } catch (error) {
+      showErrors(/** @type {any} */ (error)?.response?.node_errors);
+      throw error;
+    }
+  };
+}
+
+function showErrors(errors) {
+  for (const [id, node] of Object.entries(errors ?? {})) {
+    if (node.errors?.length) complain(id, node.errors.map(validationSentence));
+  }
+}
+
+function onProgress({ detail }) {
+  const node = findNode(detail.node_id);
+  const view = node && views.get(node);
+  const bound = view && detail.workflow === rootGraph()?.id;
+  if (view) view.progress?.(detail);
+  const toast = bound || queued.has(detail.prompt_id) ? toastOf(detail) : null;
+  if (toast) app.extensionManager?.toast?.add(toast);
+}
+
+function onExecuted({ detail }) {
+  if (!isOpen(detail.prompt_id)) return;
+  const node = findNode(detail.display_node ?? detail.node);
+  if (node) views.get(node)?.executed?.(detail.output);
+}
+
+function onError({ detail }) {
+  if (isOpen(detail?.prompt_id)) complain(detail?.node_id, [executionSentence(detail ?? {})]);
+}
+
+/** In the classic canvas; for Nodes 2.0 a style sheet is enough. A change of the palette takes them away. */
+function colourSockets() {
+  Object.assign(app.canvas.default_connection_color_byType, SOCKETS);
+  Object.assign(window.LGraphCanvas?.link_type_colors ?? {}, SOCKETS);
+  app.canvas.setDirty?.(true, true);
 }
 
 app.registerExtension({
   name: "in_graph_lora",
   setup() {
     addStyle();
-    app.extensionManager.registerSidebarTab(RUNS_TAB);
+    app.extensionManager?.registerSidebarTab?.(RUNS_TAB);
     api.addEventListener("in_graph_lora.files", onFiles);
-    api.addEventListener("in_graph_lora.progress", ({ detail }) => viewOf(detail.node_id)?.progress?.(detail));
-    api.addEventListener("execution_interrupted", onEnded("interrupted"));
-    api.addEventListener("execution_error", onEnded("failed"));
+    api.addEventListener("in_graph_lora.progress", onProgress);
+    api.addEventListener("executed", onExecuted);
+    api.addEventListener("execution_error", onError);
+    watchQueue();
+    const style = document.head.appendChild(document.createElement("style"));
+    const rules = Object.entries(SOCKETS).map(([type, colour]) => `--color-datatype-${type}: ${colour};`);
+    style.textContent = `:root { ${rules.join(" ")} }`;
+    colourSockets();
+    app.ui?.settings?.addEventListener?.("Comfy.ColorPalette.change", () => setTimeout(colourSockets, 200));
+  },
+  beforeRegisterNodeDef(_type, definition) {
+    if (definition.category?.startsWith(CATEGORY)) ours.add(definition.name);
   },
   nodeCreated(node) {
     const make = VIEWS[node.comfyClass];
-    if (!make) return;
-    const view = make(hostOf(node));
-    views.set(node, view);
-    const before = node.onExecuted;
-    node.onExecuted = function (output, ...rest) {
-      before?.call(this, output, ...rest);
-      view.executed?.(output);
-    };
-    const configured = node.onConfigure;
-    node.onConfigure = function (...given) {
-      configured?.apply(this, given);
-      view.configured?.();
-    };
+    if (make) views.set(node, make(hostOf(node)));
+  },
+  loadedGraphNode(node) {
+    views.get(node)?.created?.();
   },
 });

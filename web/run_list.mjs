@@ -12,7 +12,7 @@ const PATIENCE = 120; // ms that a row has to stay before its curve is fetched
  * What a list of runs asks of the page.
  * @typedef {{
  *   fetch(route: string, options?: RequestInit): Promise<Response>,
- *   view(picture: {filename: string, subfolder: string, type: string}): string,
+ *   url(route: string): string,
  * }} Page
  * @typedef {import("./runs_data.mjs").Summary} Summary
  * @typedef {import("./runs_data.mjs").Detail} Detail
@@ -72,7 +72,7 @@ export function runList(page, details, wishes) {
 
 function rowOf(page, details, run, wishes) {
   const picture = run.picture
-    ? make("img", { src: page.view(pictureOf(run.id, run.picture)), alt: "newest preview", loading: "lazy", draggable: false })
+    ? make("img", { src: page.url(pictureOf(run.id, run.picture)), alt: "newest preview", loading: "lazy", draggable: false })
     : make("span", { className: "igl-no-picture", textContent: "no preview" });
   const curve = make("div", { className: "igl-curve" });
   const row = make(

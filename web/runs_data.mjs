@@ -38,9 +38,14 @@ export function about(/** @type {Summary} */ run) {
   return `${titleOf(run.id).started} · ${steps} · ${state} · ${bytes(run.bytes)}`;
 }
 
-/** Where ComfyUI's /view finds a preview picture of a run. */
+/** Where ComfyUI keeps a picture. */
+export function viewRoute({ filename, subfolder, type }) {
+  return `/view?${new URLSearchParams({ filename, subfolder, type })}`;
+}
+
+/** A preview picture of a run. */
 export function pictureOf(/** @type {string} */ id, /** @type {string} */ file) {
-  return { filename: file, subfolder: `in-graph-lora/${id}/previews`, type: "output" };
+  return viewRoute({ filename: file, subfolder: `in-graph-lora/${id}/previews`, type: "output" });
 }
 
 /** The checkpoint with the lowest held-out loss; null when none was measured. */

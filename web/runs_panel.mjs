@@ -108,7 +108,7 @@ export class RunsPanel {
     const steps = [{ step: 0, pictures: detail.before }, ...detail.checkpoints];
     const pictures = steps.flatMap(({ step, pictures: files }) =>
       files.map((file, i) => ({
-        url: this.actions.view(pictureOf(run.id, file)),
+        url: this.actions.url(pictureOf(run.id, file)),
         caption: `${step ? `step ${step}` : "without LoRA"} · ${detail.prompts[i] ?? ""}`,
       })),
     );

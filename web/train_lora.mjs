@@ -1,68 +1,102 @@
-// Train LoRA: the run that goes on, and its result.
+// Train LoRA: the run that goes on, and its result. It is bound to the workflow and the node, and rebuilt from
+// the server when the page is opened or comes back to the workflow.
 
-import { advanced, measured, newRun } from "./loss_chart.mjs";
-import { results, RunPanel } from "./panel.mjs";
+import { RunPanel } from "./run_panel.mjs";
+import { RunState } from "./run_state.mjs";
 
-const ENDED = {
-  interrupted: "Stopped. What was trained is in the run's checkpoints folder.",
-  failed: "Failed. What was trained before is in the run's checkpoints folder.",
-};
-
-/** The run after one event of either kind. */
-function after(run, event) {
-  return "held_out" in event ? measured(run, event) : advanced(run, event);
+/** The lines that say where the results of a finished run are. */
+function results(/** @type {{lora_path: string, run_dir: string}} */ run) {
+  return [`LoRA: ${run.lora_path}`, `Run: ${run.run_dir}`];
 }
 
 /** @returns {import("./view.mjs").View} */
 export function trainView(/** @type {import("./view.mjs").Host} */ host) {
+  const run = new RunState();
   /** @type {RunPanel | null} */
-  let shown = null;
-  /** @type {import("./loss_chart.mjs").Run | null} */
-  let run = null;
-  let running = false;
+  let panel = null;
+  /** @type {string[]} */
+  let ended = [];
+  /** The run and prompt that `run` was rebuilt for. */
+  let bound = "";
+  /** Messages that came while the server was asked. @type {any[] | null} */
+  let waiting = null;
 
-  const panel = () => {
-    if (!shown) host.attach((shown = new RunPanel()).element, 130);
-    return shown;
+  const query = (values) => new URLSearchParams(values).toString();
+  const post = (route, values) => host.fetch(`/in_graph_lora/${route}?${query(values)}`, { method: "POST" });
+  const end = (wish, state) => async () => {
+    run.status = { ...run.status, state };
+    show();
+    await post(`${wish}/${encodeURIComponent(host.id())}`, { prompt: run.status.prompt_id ?? "" });
+  };
+  const actions = {
+    stop: end("stop", "stopping"),
+    pause: end("pause", "pausing"),
+    resume: async () => {
+      await post("continue", { run: run.status.run });
+      await host.queue();
+    },
+    picture: (step, prompt) => host.url(`/in_graph_lora/preview?${query({ run: run.status.run, step, prompt })}`),
   };
 
-  /** What the training sent before this page was opened. */
-  async function earlier(id) {
-    const answer = await host.fetch(`/in_graph_lora/progress/${encodeURIComponent(id)}`);
-    return answer.ok ? (await answer.json()).progress : [];
+  function show() {
+    panel ??= new RunPanel(actions);
+    panel.show(run, ended);
+    host.attach(panel.element, panel.height);
   }
 
-  async function catchUp(id, event) {
-    const [first] = run?.points ?? [];
-    const missed = (await earlier(id).catch(() => [])).filter((e) => e.step <= event.step);
-    // The run may have gone on meanwhile, or another may have begun.
-    if (!missed.length || !run || run.points[0] !== first) return;
-    const since = run.points.filter((p) => p.step > event.step);
-    const before = missed.reduce(after, newRun());
-    run = { ...run, points: [...before.points, ...since], heldOut: before.heldOut };
-    panel().show(run, [], running);
+  /** What the server knows of the run that this node shows. */
+  async function ask() {
+    const place = { workflow: host.workflow(), node: host.id() };
+    const answer = await host.fetch(`/in_graph_lora/training?${query(place)}`);
+    return answer.ok ? await answer.json() : {};
+  }
+
+  async function rebuild() {
+    if (waiting) return;
+    waiting = [];
+    const whole = await ask().catch(() => ({}));
+    const since = waiting;
+    waiting = null;
+    if (whole.state) {
+      run.rebuild(whole);
+      if (whole.lora) ended = [`LoRA: ${whole.lora}`, `Run: ${whole.run}`];
+      bound = `${whole.prompt_id ?? ""} ${whole.run}`;
+    }
+    since.forEach((message) => run.addAgain(message));
+    if (whole.state || since.length) show();
   }
 
   return {
-    progress(event) {
-      const opened = run === null && event.step > 1;
-      run = after(run ?? newRun(), event);
-      if (opened) catchUp(event.node_id, event);
-      running = true;
-      panel().show(run, [], true);
-      panel().stop.onclick = () =>
-        host.fetch(`/in_graph_lora/stop/${encodeURIComponent(event.node_id)}`, { method: "POST" });
-    },
-    ended(how) {
-      if (!running) return;
-      running = false;
-      panel().show(run, [ENDED[how]]);
+    created: rebuild,
+    progress(message) {
+      if (message.workflow !== host.workflow()) return; // another workflow's node of the same number
+      if (waiting) {
+        waiting.push(message);
+        return;
+      }
+      const now = `${message.prompt_id} ${message.run}`;
+      if (now !== bound) {
+        bound = now;
+        ended = [];
+        if (message.run) {
+          waiting = null;
+          run.status = { ...run.status, state: message.state };
+          rebuild();
+          /** @type {any} */ (waiting)?.push(message);
+          return;
+        }
+        run.clear();
+      }
+      run.add(message);
+      if (message.previews?.length && !run.prompts.length) rebuild();
+      show();
     },
     executed(output) {
       const finished = output?.run?.[0];
       if (!finished) return;
-      running = false;
-      panel().show(run, results(finished));
+      ended = results(finished);
+      if (run.empty) rebuild().then(show); // ComfyUI has kept the result of an earlier run
+      else show();
     },
   };
 }

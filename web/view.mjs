@@ -7,30 +7,34 @@
  *   attach(element: HTMLElement, height: number): void,
  *   linked(output: string): boolean,
  *   fetch(route: string, options?: RequestInit): Promise<Response>,
+ *   url(route: string): string,
+ *   queue(): Promise<unknown>,
  *   id(): string,
- *   view(picture: {filename: string, subfolder: string, type: string}): string,
+ *   workflow(): string,
  *   value(widget: string): any,
  *   set(widget: string, value: any): void,
  *   onChange(widget: string, listener: () => void): void,
  * }} Host
- * attach: puts the element below the node's widgets, `height` pixels high at least; it saves no value.
+ * attach: puts the element below the node's widgets, `height` pixels high at least; it saves no value. Again:
+ * another height; the node grows when it is too small, and never shrinks.
  * linked: whether something is connected to an output of the node.
- * fetch: a route of the server, from `/in_graph_lora/…`.
- * id: the node's id in the graph. view: the address of a picture that the server keeps.
+ * fetch, url: a route of the server, from `/in_graph_lora/…`.
+ * queue: what the Run button does.
+ * id: the node's execution id; in a subgraph "outer:inner".
+ * workflow: the id of the workflow that is open.
  * value, set, onChange: a widget of the node by its name; onChange is told of the user's changes and of `set`.
  */
 
 /**
  * @typedef {{
+ *   created?(): void,
  *   executed?(output: any): void,
- *   progress?(event: any): void,
- *   ended?(how: "interrupted" | "failed", event: any): void,
- *   configured?(): void,
+ *   progress?(message: any): void,
  *   filesChanged?(): void,
  * }} View
- * executed: the node has run; output is its `ui`. progress: an event of its training. ended: the prompt ended
- * in this node. configured: a workflow's values are in the widgets. filesChanged: there are new runs or LoRA files,
- * and the lists of the widgets have them.
+ * created: the node came with a workflow. executed: the node has run; output is its `ui`. progress: a message of
+ * a training in a node of this number, perhaps of another workflow. filesChanged: there are new runs or LoRA
+ * files, and the lists of the widgets have them.
  */
 
 export {};

@@ -14,8 +14,12 @@ class Clock:
         return self.now
 
 
-def walk(line: Timeline, clock: Clock, work: list[tuple[str, int, float]]) -> list[tuple[float, float | None]]:
-    """Do the work, (phase, units, seconds a unit) after another; (fraction, left) after each unit."""
+Work = list[tuple[str, int, float]]
+"""(phase, units, seconds a unit)"""
+
+
+def walk(line: Timeline, clock: Clock, work: Work) -> list[tuple[float, float | None]]:
+    """Do the work, one after another; (fraction, left) after each unit."""
     seen = []
     reached: dict[str, int] = {}
     for name, units, seconds in work:
@@ -100,3 +104,18 @@ def test_more_previews_than_expected_raise_what_is_left() -> None:
     line.leave()
     line.expect("previews", 7)
     assert line.left == pytest.approx(7 * 0.5 + 10 * 0.5 / 20)
+
+
+def test_coming_back_from_a_preview_counts_for_the_preview_and_not_for_the_first_step() -> None:
+    clock = Clock()
+    line = Timeline({STEPS: 10, "previews": 2}, clock)
+    line.enter("previews", 0, 1)
+    clock.now += 2
+    line.enter(STEPS, 0, 10)
+    clock.now += 3 + 0.5  # the model is lent again, then the step
+    line.enter(STEPS, 1, 10, seconds=0.5)
+    assert line.pace(STEPS) == pytest.approx(0.5)
+    assert line.pace("previews") == pytest.approx(5)
+    clock.now += 0.5 + 0.3  # a checkpoint
+    line.enter(STEPS, 2, 10, seconds=0.5)
+    assert line.pace(STEPS) == pytest.approx(0.65, rel=0.05), "what comes between two steps is theirs"

@@ -6,7 +6,8 @@ interface Slot {
 }
 
 interface Graph {
-  nodes: LiteNode[];
+  id: string;
+  nodes?: LiteNode[];
   getNodeById(id: string | number): LiteNode | null;
 }
 
@@ -14,27 +15,36 @@ interface Widget {
   name: string;
   value: any;
   callback?(...given: any[]): void;
+  element?: HTMLElement;
+  serialize?: boolean;
+  inGraphLoraHeight?: number;
 }
 
 interface LiteNode {
   id: string | number;
   comfyClass: string;
+  graph?: Graph | null;
   size: [number, number];
   outputs?: Slot[];
   widgets?: Widget[];
   subgraph?: Graph;
-  onExecuted?(output: any, ...rest: any[]): void;
-  onConfigure?(...given: any[]): void;
-  addDOMWidget(name: string, type: string, element: HTMLElement, options: object): { serialize?: boolean };
+  addDOMWidget(name: string, type: string, element: HTMLElement, options: object): Widget;
+  removeWidget(widget: Widget): void;
   computeSize(): [number, number];
   setSize(size: [number, number]): void;
-  setDirtyCanvas?(foreground: boolean): void;
+  setDirtyCanvas?(foreground: boolean, background?: boolean): void;
 }
 
 interface Extension {
   name: string;
   setup?(): void;
+  beforeRegisterNodeDef?(type: unknown, definition: { name: string; category?: string }): void;
   nodeCreated?(node: LiteNode): void;
+  loadedGraphNode?(node: LiteNode): void;
+}
+
+interface Window {
+  LGraphCanvas?: { link_type_colors: Record<string, string> };
 }
 
 declare const LiteGraph: { createNode(kind: string): LiteNode };
@@ -47,18 +57,23 @@ declare module "*/scripts/app.js" {
       graph?: Graph;
       ds: { visible_area: [number, number, number, number] };
       selected_nodes?: Record<string, LiteNode>;
+      default_connection_color_byType: Record<string, string>;
+      setDirty?(a: boolean, b: boolean): void;
     };
-    extensionManager: { registerSidebarTab(tab: object): void };
-    registerExtension(extension: Extension): void;
+    extensionManager?: { registerSidebarTab?(tab: object): void; toast?: { add(message: object): void } };
+    ui?: { settings?: { addEventListener?(event: string, listener: () => void): void } };
+    queuePrompt(number: number): Promise<unknown>;
     reloadNodeDefs?(): Promise<void>;
     refreshComboInNodes(): Promise<void>;
+    registerExtension(extension: Extension): void;
   };
 }
 
 declare module "*/scripts/api.js" {
   export const api: {
     addEventListener(event: string, listener: (event: CustomEvent) => void): void;
-    apiURL(route: string): string;
     fetchApi(route: string, options?: RequestInit): Promise<Response>;
+    apiURL(route: string): string;
+    queuePrompt(number: number, prompt: any, ...rest: any[]): Promise<any>;
   };
 }

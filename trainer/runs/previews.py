@@ -15,6 +15,7 @@ from ..events import Emit, Notice, Phase, PreviewSaved
 from ..files import write_image
 from ..pictures.grid import labelled_grid
 from ..ports import Sampler
+from ..timeline import PREVIEWS
 from . import steps
 from .folder import RunFolder
 
@@ -63,7 +64,7 @@ class Previews:
             if stopped():
                 pictures.close()
                 return
-            self.emit(Phase(name="previews", done=i, total=total, label=f"preview at step {step}"))
+            self.emit(Phase(name=PREVIEWS, done=i, total=total, label=f"preview at step {step}"))
             path = self._path(step, i)
             about = {"prompt": prompt, "settings": sampler.settings, "train_step": str(step)}
             write_image(path, next(pictures), about)
