@@ -5,7 +5,7 @@ import { make } from "./elements.mjs";
 import { fillMarkdown } from "./panel.mjs";
 import { viewRoute } from "./runs_data.mjs";
 
-const HEIGHT = 420;
+const HEIGHT = 480;
 
 /** @returns {import("./view.mjs").View} */
 export function compareView(/** @type {import("./view.mjs").Host} */ host) {

@@ -137,7 +137,12 @@ function canvasNow() {
     graph: app.canvas.graph ?? app.graph,
     create: (kind) => LiteGraph.createNode(kind),
     selected: () => Object.values(app.canvas.selected_nodes ?? {}),
-    middle: () => [x + width / 2 - 150, y + height / 2 - 100],
+    middle: () => [x + width / 2 - 150, y + height / 2 - 150],
+    show(node) {
+      app.canvas.selectNode?.(node);
+      const seen = node.pos[0] > x && node.pos[0] + node.size[0] < x + width;
+      if (!seen) app.canvas.centerOnNode?.(node);
+    },
   };
 }
 
@@ -158,6 +163,7 @@ const RUNS_TAB = {
       useLora: async (run) => addLora(canvasNow(), run),
       useSettings: async (detail) => addSettings(canvasNow(), detail),
     });
+    element.style.height = "100%";
     element.replaceChildren(runsPanel.element);
   },
   destroy() {

@@ -83,10 +83,10 @@ function rowOf(page, details, run, wishes) {
       "div",
       { className: "igl-what" },
       make("div", { className: "igl-name", textContent: titleOf(run.id).name, title: run.id }),
-      make("div", { className: "igl-about", textContent: about(run) }),
-      ...(wishes.row?.(run) ?? []),
+      make("div", { className: "igl-about", textContent: about(run), title: about(run) }),
     ),
     curve,
+    ...(wishes.row?.(run) ?? []),
   );
   setTimeout(async () => {
     const detail = row.isConnected ? await details.of(run) : null;

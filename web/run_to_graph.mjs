@@ -9,6 +9,7 @@ const SOCKETS = {
   PriorPreservation: "regularization",
 };
 const GAP = 40;
+const OPTION_WIDTH = 340;
 
 /**
  * The canvas, as far as it is needed here.
@@ -17,8 +18,21 @@ const GAP = 40;
  *   create(kind: string): any,
  *   selected(): any[],
  *   middle(): [number, number],
+ *   show(node: any): void,
  * }} Canvas
+ * middle: of what is seen. show: selects a node and brings it into sight.
  */
+
+/** Where a node of this size lies on no other one: at the middle of what is seen, or to the right of it. */
+function freePlace(/** @type {Canvas} */ canvas, [width, height] = [320, 400]) {
+  let [x, y] = canvas.middle();
+  const nodes = [...canvas.graph.nodes].sort((a, b) => a.pos[0] - b.pos[0]);
+  for (const { pos, size } of nodes) {
+    const apart = x + width < pos[0] || pos[0] + size[0] < x || y + height < pos[1] || pos[1] + size[1] < y;
+    if (!apart) x = pos[0] + size[0] + GAP;
+  }
+  return /** @type {[number, number]} */ ([x, y]);
+}
 
 function add(/** @type {Canvas} */ canvas, kind, [x, y]) {
   const node = canvas.create(kind);
@@ -37,6 +51,11 @@ export function setWidgets(node, /** @type {Record<string, any>} */ values) {
     widget.callback?.(value);
     return [];
   });
+}
+
+/** Train LoRA's place where its option nodes begin at the free one. @returns {[number, number]} */
+function besideOptions([x, y]) {
+  return [x + OPTION_WIDTH + GAP, y];
 }
 
 function inputOf(node, name) {
@@ -66,14 +85,17 @@ function once(canvas, work) {
  */
 export function addLora(canvas, run) {
   return once(canvas, () => {
-    const [x, y] = canvas.middle();
+    const [x, y] = freePlace(canvas, [640 + GAP, 400]);
     const apply = add(canvas, "ApplyLoRA", [x, y]);
     if (run.lora && !setWidgets(apply, { lora_name: run.lora }).length) {
+      canvas.show(apply);
       return [`Apply LoRA with ${run.lora} is on the canvas: connect a model.`];
     }
-    const load = add(canvas, "LoadRun", [x - 320 - GAP, y]);
+    const load = add(canvas, "LoadRun", [x, y]);
+    apply.pos = [x + load.size[0] + GAP, y];
     const missing = setWidgets(load, { run: run.id, step: 0 });
     load.connect(0, apply, inputOf(apply, "lora"));
+    canvas.show(apply);
     const why = run.lora ? `${run.lora} is not among ComfyUI's LoRA files` : "the run has not ended";
     return [`Load Run and Apply LoRA are on the canvas, since ${why}: connect a model.`, ...missing.map((m) => `Not set: ${m}.`)];
   });
@@ -89,7 +111,7 @@ export function addSettings(canvas, { id, widgets: { nodes, left } }) {
   if (!plain) return [`Nothing was set: ${left.join("; ")}.`];
   return once(canvas, () => {
     const selected = canvas.selected().filter((node) => node.comfyClass === "TrainLoRA");
-    const train = selected.length === 1 ? selected[0] : add(canvas, "TrainLoRA", canvas.middle());
+    const train = selected.length === 1 ? selected[0] : add(canvas, "TrainLoRA", besideOptions(freePlace(canvas, [680 + GAP, 600])));
     const where = selected.length === 1 ? "the selected Train LoRA" : "a new Train LoRA";
     const notSet = setWidgets(train, plain).map((what) => `Train LoRA: ${what}`);
     let y = train.pos[1];
@@ -103,12 +125,13 @@ export function addSettings(canvas, { id, widgets: { nodes, left } }) {
       }
       if (!options[kind]) continue;
       if (!node) {
-        node = add(canvas, kind, [train.pos[0] - 320 - GAP, y]);
+        node = add(canvas, kind, [train.pos[0] - OPTION_WIDTH - GAP, y]);
         node.connect(0, train, input);
         y += node.size[1] + GAP;
       }
       notSet.push(...setWidgets(node, options[kind]).map((what) => `${kind}: ${what}`));
     }
+    canvas.show(train);
     return [`The settings of ${id} are in ${where}.`, ...[...notSet, ...left].map((what) => `Not set: ${what}.`)];
   });
 }

@@ -7,7 +7,7 @@ import { bytes, curves, differences, pictureOf, titleOf } from "./runs_data.mjs"
 
 const COLOURS = ["#5b8def", "#e8a33d", "#4caf7d", "#d65f8f", "#9b7be0", "#4bb5c1"];
 const OVERLAY = { width: 300, height: 120 };
-const ROW_HEIGHT = 92;
+const ROW_HEIGHT = 104;
 
 /**
  * What the panel asks of the page besides.

@@ -24,6 +24,7 @@ interface LiteNode {
   id: string | number;
   comfyClass: string;
   graph?: Graph | null;
+  pos: [number, number];
   size: [number, number];
   outputs?: Slot[];
   widgets?: Widget[];
@@ -57,6 +58,8 @@ declare module "*/scripts/app.js" {
       graph?: Graph;
       ds: { visible_area: [number, number, number, number] };
       selected_nodes?: Record<string, LiteNode>;
+      selectNode?(node: LiteNode): void;
+      centerOnNode?(node: LiteNode): void;
       default_connection_color_byType: Record<string, string>;
       setDirty?(a: boolean, b: boolean): void;
     };

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ..live.test_training import graph, pictures  # noqa: F401 - a fixture
 from ..past_runs import write_run
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ def test_new_files_are_in_the_lists_without_a_reload(canvas: Page, runs: Path, c
         late.unlink()
 
 
-def pictures(server) -> list[Json]:
+def drawn(server) -> list[Json]:
     """Two prompts at three strengths in the temp folder, each of a colour of its own."""
     folder = server.base / "temp"
     folder.mkdir(exist_ok=True)
@@ -288,7 +289,7 @@ REPORT = (
 def test_compare_baseline_shows_its_pictures_with_a_divider(canvas: Page, server) -> None:
     canvas.evaluate(CLEAR)
     number = canvas.evaluate(ADD, ["CompareBaseline", 250, 60])
-    output = {"comparison": pictures(server), "text": [REPORT]}
+    output = {"comparison": drawn(server), "text": [REPORT]}
     canvas.evaluate(
         SEND, ["executed", {"node": number, "display_node": number, "prompt_id": "p", "output": output}]
     )
@@ -340,7 +341,7 @@ def test_compare_baseline_shows_its_pictures_with_a_divider(canvas: Page, server
 def test_the_divider_follows_a_finger(canvas: Page, server) -> None:
     canvas.evaluate(CLEAR)
     number = canvas.evaluate(ADD, ["CompareBaseline", 250, 60])
-    output = {"comparison": pictures(server), "text": [REPORT]}
+    output = {"comparison": drawn(server), "text": [REPORT]}
     canvas.evaluate(
         SEND, ["executed", {"node": number, "display_node": number, "prompt_id": "p", "output": output}]
     )
@@ -360,3 +361,36 @@ def test_the_divider_follows_a_finger(canvas: Page, server) -> None:
         send("touchMove", share)
     send("touchEnd", 0.75)
     assert int(divider.get_attribute("aria-valuenow") or 0) == pytest.approx(75, abs=3)
+
+
+OPEN_AND_RUN = "async (prompt) => { await app.loadApiJson(prompt, 'fresh'); await app.queuePrompt(0); }"
+
+
+@pytest.mark.usefixtures("tiny_checkpoint", "runs")
+def test_a_real_training_is_in_every_list_and_compared_when_it_has_ended(
+    canvas: Page,
+    pictures: str,  # noqa: F811
+    request: pytest.FixtureRequest,
+) -> None:
+    name = f"fresh_{'classic' if 'classic' in request.node.name else 'vue'}"
+    wanted = {
+        number: node
+        for number, node in graph(pictures, steps=2, name=name).items()
+        if number in ("1", "2", "3", "4", "5", "11")
+    }
+    canvas.evaluate(OPEN_AND_RUN, wanted)
+    divider = canvas.locator(".igl-divider")
+    divider.wait_for(timeout=120_000)
+    canvas.wait_for_function("() => document.querySelector('.igl-divider img').naturalWidth === 64")
+    assert "aawxbc figurine · seed 1" in canvas.locator(".igl-comparison .igl-caption").inner_text()
+    listed = "([k, n]) => (" + CHOICES + f")([k, n]).includes('{name}.safetensors')"
+    canvas.wait_for_function(listed, arg=["ApplyLoRA", "lora_name"], timeout=20_000)
+
+    canvas.locator(TAB).click()
+    mine = canvas.locator(f'.igl-run[data-run^="{name}/"]')
+    mine.locator("path").first.wait_for(state="attached")
+    assert "step 2/2 · finished" in mine.inner_text()
+    mine.get_by_role("button", name="Apply LoRA").click()
+    canvas.get_by_text(f"Apply LoRA with {name}.safetensors is on the canvas").wait_for()
+    assert nodes(canvas, "ApplyLoRA")[-1]["widgets"]["lora_name"] == f"{name}.safetensors"
+    assert canvas.complaints == []
