@@ -15,6 +15,8 @@ from ..trainer.host.paths import output_directory
 
 _FILE = "canvas.json"
 _MOST_PLACES = 50
+_NO_ID = "00000000-0000-0000-0000-000000000000"
+"""Of a workflow that was not saved or loaded yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +28,10 @@ class Place:
 
     @classmethod
     def of(cls, node_id: str | None, extra_pnginfo: Any) -> Place:
-        workflow = extra_pnginfo.get("workflow") if isinstance(extra_pnginfo, Mapping) else None
-        found = workflow.get("id") if isinstance(workflow, Mapping) else None
-        return cls(workflow=found if isinstance(found, str) else "", node=node_id or "")
+        graph = extra_pnginfo.get("workflow") if isinstance(extra_pnginfo, Mapping) else None
+        found = graph.get("id") if isinstance(graph, Mapping) else None
+        workflow = found if isinstance(found, str) and found != _NO_ID else ""
+        return cls(workflow=workflow, node=node_id or "")
 
 
 def remember(place: Place, run: Path, state: str, **told: str) -> None:

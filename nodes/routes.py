@@ -46,21 +46,28 @@ async def resume(request: web.Request) -> web.Response:
 
 
 async def training(request: web.Request) -> web.Response:
-    """GET ?workflow=ID&node=ID: the run that the node shows, whole; `{}` where it shows none."""
-    place = Place(workflow=request.query.get("workflow", ""), node=request.query.get("node", ""))
-    return web.json_response(await asyncio.to_thread(_shown, place))
+    """GET ?workflow=ID&node=ID: the run that the node shows, whole; `{}` where it shows none.
+
+    &prompt=ID: also when it trains for this prompt, which came from a workflow without an id.
+    """
+    query = request.query
+    place = Place(workflow=query.get("workflow", ""), node=query.get("node", ""))
+    return web.json_response(await asyncio.to_thread(_shown, place, query.get("prompt", "")))
 
 
-def _shown(place: Place) -> dict[str, Any]:
+def _shown(place: Place, prompt: str) -> dict[str, Any]:
     from ..trainer.runs.folder import RunFolder
     from ..trainer.runs.history import history
     from .training_report import run_name
 
     now = find(place.node)
-    status = now.status if now and now.status.get("workflow") == place.workflow else None
+    status = now.status if now else {}
+    same = place.workflow and status.get("workflow") == place.workflow
+    if not same and not (prompt and status.get("prompt_id") == prompt):
+        status = {}
     if status and not status["run"]:
         return status  # it is still preparing
-    found = shown_at(place)
+    found = (run_path(status["run"]), status) if status else shown_at(place)
     if found is None:
         return {}
     run, last = found
@@ -71,7 +78,7 @@ def _shown(place: Place) -> dict[str, Any]:
     if told["state"] == "paused" and paused(run) is None:
         told["state"] = "stopped"
     whole = history(folder)
-    if last.get("notices"):
+    if last.get("notices") and not status:
         whole["notices"] = str(last["notices"]).splitlines()
     record = folder.record()
     done = record.finished if record else None
@@ -85,7 +92,7 @@ def _shown(place: Place) -> dict[str, Any]:
         "lora": done.lora if done else "",
         **told,
     }
-    return {**base, **whole, **(status or {})}
+    return {**base, **whole, **status}
 
 
 async def preview(request: web.Request) -> web.StreamResponse:

@@ -77,7 +77,7 @@ class TrainLoRA(io.ComfyNode):
                 new_run=existing_run == NEW_RUN,
                 stop_requested=training.stop_requested,
             )
-            report.run = result.run
+            report.reached(result.run, len(result.losses))
             was_paused = paused(result.run) is not None
             pauses = result.stopped and training.wish == "pause" and not was_paused
             report.end("paused" if pauses or was_paused else "stopped" if result.stopped else "finished")

@@ -26,7 +26,7 @@ from ..trainer.events import (
 from ..trainer.host.active import ActiveRun
 from ..trainer.host.paths import output_directory
 from ..trainer.host.progress import MemoryWatch, NodeProgress
-from ..trainer.timeline import HELD_OUT, PREVIEWS, STEPS, TRIAL, Timeline
+from ..trainer.timeline import CLASS_PICTURES, HELD_OUT, PREVIEWS, STEPS, TRIAL, Timeline
 from .canvas import Place, remember
 
 if TYPE_CHECKING:
@@ -65,7 +65,12 @@ class TrainingReport:
                 STEPS: steps,
                 PREVIEWS: self._previews_after(0, steps),
                 HELD_OUT: self._measured_after(0, steps),
-            }
+            },
+            costs={
+                PREVIEWS: _sampling(config.preview.steps, config.preview.cfg),
+                CLASS_PICTURES: _sampling(config.prior.steps, config.prior.cfg),
+                HELD_OUT: config.validation.held_out / 3,
+            },
         )
         self.notices: list[str] = []
         self.plan = ""
@@ -176,6 +181,13 @@ class TrainingReport:
             self._send()
             self._closed.wait(_SEND_EVERY)
 
+    def reached(self, run: Path, step: int) -> None:
+        """The run has a result, perhaps one that it had before."""
+        with self._lock:
+            if self.run is None:
+                self._steps = self.config.total_steps(step)
+            self.run, self._step = run, step
+
     def begin(self) -> None:
         self._thread.start()
 
@@ -212,9 +224,14 @@ def run_name(run: Path | None) -> str:
 
 
 def _rounds(step: int, steps: int, every: int) -> int:
-    """How often after `step` something comes that is due at step 0, every `every` steps and at the last one."""
+    """How often something is still to come that is due at step 0, every `every` steps and at the last one."""
     last = int(steps % every > 0 and step < steps)
     return steps // every - step // every + last + int(step == 0)
+
+
+def _sampling(steps: int, cfg: float) -> float:
+    """A picture in training steps: a pass forwards is a third of a step, and guidance takes two."""
+    return 1 + steps * (1 if cfg == 1 else 2) / 3
 
 
 def _number(value: float) -> float | None:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 STEPS = "steps"
 TRIAL = "trying out one step"
 PREVIEWS = "previews"
+CLASS_PICTURES = "generating class pictures"
 HELD_OUT = "measuring the held-out loss"
 _REPEATED = (PREVIEWS, HELD_OUT)
 """They come several times; the other phases come once, and then their own total is right."""
 
-_COST = {TRIAL: 4.0, "encoding captions": 0.3, PREVIEWS: 20.0, "generating class pictures": 20.0}
+_COST = {TRIAL: 4.0, "encoding captions": 0.3}
 """A unit of a phase in training steps, 1 where nothing is said, until the phase's own pace is measured."""
 _MEMORY = 0.95
 """How much of what was measured counts after one more unit: the pace is that of the last 20 or so."""
@@ -48,10 +49,17 @@ class _Phase:
 class Timeline:
     """Call `enter` whenever work is done. All time counts for the phase that it passes in.
 
-    expected: phase → units, as far as they are known before. clock: seconds.
+    expected: phase → units, as far as they are known before. costs: phase → what a unit takes in training
+    steps, until it is measured. clock: seconds.
     """
 
-    def __init__(self, expected: Mapping[str, int], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        expected: Mapping[str, int],
+        clock: Callable[[], float] = time.monotonic,
+        costs: Mapping[str, float] | None = None,
+    ) -> None:
+        self._costs = {**_COST, **(costs or {})}
         self._phases = {name: _Phase(expected=units) for name, units in expected.items()}
         self._clock = clock
         self._begun = self._at = clock()
@@ -154,13 +162,13 @@ class Timeline:
 
     def _unit(self, name: str, step: float) -> float:
         pace = self.pace(name)
-        return pace if pace is not None else step * _COST.get(name, 1.0)
+        return pace if pace is not None else step * self._costs.get(name, 1.0)
 
     def _step(self) -> float | None:
         """Seconds a training step: measured, or judged by other work."""
         own = self.pace(STEPS)
         if own is not None:
             return own
-        work = [(p.seconds, p.units * _COST.get(name, 1.0)) for name, p in self._phases.items()]
+        work = [(p.seconds, p.units * self._costs.get(name, 1.0)) for name, p in self._phases.items()]
         units = sum(cost for _, cost in work)
         return sum(s for s, c in work if c) / units if units else None

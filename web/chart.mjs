@@ -95,7 +95,7 @@ export class LossChart {
       height: 100,
       legend: { live: true },
       scales: {
-        x: { time: false, range: (_, min, max) => [Math.min(min, 0), Math.max(this.run?.status.steps ?? 0, max, 1)] },
+        x: { time: false, range: (plot, min, max) => this.#span(plot, min, max) },
         y: { distr: this.logarithmic ? 3 : 1 },
         rate: {},
       },
@@ -126,8 +126,17 @@ export class LossChart {
     };
     this.plot = new uPlot(options, this.#data(), this.box);
     this.plot.root.style.color = "var(--input-text, #ddd)";
-    this.plot.root.style.font = "11px sans-serif";
+    const legend = this.plot.root.querySelector(".u-legend");
+    legend.style.cssText = "font: 10px sans-serif; text-align: left;";
+    for (const name of legend.querySelectorAll("th")) name.style.fontWeight = "normal";
     this.#fit();
+  }
+
+  /** The whole run, unless a part of it is looked at. */
+  #span(plot, /** @type {number} */ min, /** @type {number} */ max) {
+    const steps = plot.data?.[0] ?? [];
+    const all = min <= (steps[0] ?? 0) && max >= (steps.at(-1) ?? 0);
+    return all ? [0, Math.max(this.run?.status.steps ?? 0, max, 1)] : [min, max];
   }
 
   #data() {

@@ -87,7 +87,7 @@ export function loadRunView(/** @type {import("./view.mjs").Host} */ host) {
   async function update() {
     const ticket = ++asked;
     const run = host.value("run");
-    const found = run ? await fetchDetail(host, run) : null;
+    const found = run ? await fetchDetail(host, String(run)) : null;
     if (ticket !== asked) return; // another run was chosen meanwhile
     detail = found;
     if (!attached && detail) {

@@ -30,7 +30,7 @@ const CATEGORY = "In-Graph LoRA";
  */
 const views = new WeakMap();
 
-/** Prompt → the workflow that it came from, of those that this page has queued. @type {Map<string, string>} */
+/** Prompt → path of the tab that it came from, of those that this page has queued. @type {Map<string, string>} */
 const queued = new Map();
 
 /** Kinds of node that are ours. */
@@ -64,10 +64,22 @@ function executionId(node, graph = rootGraph()) {
   return "";
 }
 
-/** Whether an event of a prompt is about the workflow that is open. Of other pages' prompts nothing is known. */
-function isOpen(promptId) {
-  const workflow = queued.get(promptId);
-  return workflow === undefined || workflow === rootGraph()?.id;
+function tab() {
+  return app.extensionManager?.workflow?.activeWorkflow?.path ?? "";
+}
+
+/**
+ * Whether a prompt is that of the workflow in front. Every workflow has a node 4, and copies of a workflow have
+ * one id; so this page's own prompts are known by their tab, as long as it is there.
+ * @param {string} promptId
+ * @param {string} [workflow] the prompt's; undefined where ComfyUI does not say it
+ */
+function inFront(promptId, workflow) {
+  const path = queued.get(promptId);
+  const open = app.extensionManager?.workflow?.openWorkflows ?? [];
+  if (path !== undefined && open.some((other) => other.path === path)) return path === tab();
+  if (workflow === undefined) return true;
+  return workflow !== "" && workflow === rootGraph()?.id;
 }
 
 /** A widget that only shows something: it is never part of the saved values. */
@@ -109,7 +121,11 @@ function hostOf(node) {
     queue: () => app.queuePrompt(0),
     id: () => executionId(node),
     workflow: () => rootGraph()?.id ?? "",
-    value: (name) => widgetOf(node, name)?.value,
+    inFront,
+    value: (name) => {
+      const linked = node.inputs?.some((input) => input.widget?.name === name && input.link != null);
+      return linked ? undefined : node.widgets?.find((widget) => widget.name === name)?.value;
+    },
     set(name, value) {
       const widget = widgetOf(node, name);
       widget.value = value;
@@ -206,9 +222,10 @@ function watchQueue() {
   const queuePrompt = api.queuePrompt;
   api.queuePrompt = async function (number, prompt, ...rest) {
     forgiven();
+    const from = tab();
     try {
       const answer = await queuePrompt.call(this, number, prompt, ...rest);
-      if (answer?.prompt_id) queued.set(answer.prompt_id, prompt?.workflow?.id ?? "");
+      if (answer?.prompt_id) queued.set(answer.prompt_id, from);
       showErrors(answer?.node_errors);
       return answer;
     } catch (error) {
@@ -226,29 +243,33 @@ function showErrors(errors) {
 
 function onProgress({ detail }) {
   const node = findNode(detail.node_id);
-  const view = node && views.get(node);
-  const bound = view && detail.workflow === rootGraph()?.id;
-  if (view) view.progress?.(detail);
-  const toast = bound || queued.has(detail.prompt_id) ? toastOf(detail) : null;
+  const view = node && inFront(detail.prompt_id, detail.workflow) ? views.get(node) : undefined;
+  view?.progress?.(detail);
+  const toast = view || queued.has(detail.prompt_id) ? toastOf(detail) : null;
   if (toast) app.extensionManager?.toast?.add(toast);
 }
 
 function onExecuted({ detail }) {
-  if (!isOpen(detail.prompt_id)) return;
+  if (!inFront(detail.prompt_id)) return;
   const node = findNode(detail.display_node ?? detail.node);
   if (node) views.get(node)?.executed?.(detail.output);
 }
 
 function onError({ detail }) {
-  if (isOpen(detail?.prompt_id)) complain(detail?.node_id, [executionSentence(detail ?? {})]);
+  if (inFront(detail?.prompt_id)) complain(detail?.node_id, [executionSentence(detail ?? {})]);
 }
 
-/** In the classic canvas; for Nodes 2.0 a style sheet is enough. A change of the palette takes them away. */
-function colourSockets() {
-  Object.assign(app.canvas.default_connection_color_byType, SOCKETS);
-  Object.assign(window.LGraphCanvas?.link_type_colors ?? {}, SOCKETS);
-  app.canvas.setDirty?.(true, true);
+/** A palette may have a colour of its own for a type; where it has none, ComfyUI writes an empty one. */
+function colourSockets(/** @type {Record<string, string>} */ colours) {
+  for (const [type, ours] of Object.entries(SOCKETS)) {
+    let own = colours[type];
+    const get = () => own || ours;
+    const set = (colour) => (own = colour);
+    Object.defineProperty(colours, type, { get, set, enumerable: true, configurable: true });
+  }
 }
+
+api.addEventListener("in_graph_lora.progress", onProgress); // now: it is sent to pages that are still opening
 
 app.registerExtension({
   name: "in_graph_lora",
@@ -256,15 +277,14 @@ app.registerExtension({
     addStyle();
     app.extensionManager?.registerSidebarTab?.(RUNS_TAB);
     api.addEventListener("in_graph_lora.files", onFiles);
-    api.addEventListener("in_graph_lora.progress", onProgress);
     api.addEventListener("executed", onExecuted);
     api.addEventListener("execution_error", onError);
     watchQueue();
     const style = document.head.appendChild(document.createElement("style"));
     const rules = Object.entries(SOCKETS).map(([type, colour]) => `--color-datatype-${type}: ${colour};`);
     style.textContent = `:root { ${rules.join(" ")} }`;
-    colourSockets();
-    app.ui?.settings?.addEventListener?.("Comfy.ColorPalette.change", () => setTimeout(colourSockets, 200));
+    colourSockets(app.canvas.default_connection_color_byType);
+    colourSockets(window.LGraphCanvas?.link_type_colors ?? {});
   },
   beforeRegisterNodeDef(_type, definition) {
     if (definition.category?.startsWith(CATEGORY)) ours.add(definition.name);

@@ -34,8 +34,9 @@ export class Previews {
     this.grid.style.cssText = "flex: 1; min-height: 0; overflow: auto; display: flex; flex-direction: column; gap: 4px;";
   }
 
+  /** Whether there are pictures, or will be. */
   get shown() {
-    return this.steps.length > 0 && this.prompts.length > 0;
+    return this.prompts.length > 0;
   }
 
   show(/** @type {import("./run_state.mjs").RunState} */ run) {
@@ -46,6 +47,8 @@ export class Previews {
     [this.steps, this.prompts] = [run.previews, run.prompts];
     this.element.style.display = this.shown ? "flex" : "none";
     if (!this.shown) return;
+    this.slider.disabled = !this.steps.length;
+    if (!this.steps.length) return this.grid.replaceChildren();
     this.slider.max = String(this.steps.length - 1);
     const same = this.steps.indexOf(at);
     this.slider.value = String(this.follows || same < 0 ? this.steps.length - 1 : same);

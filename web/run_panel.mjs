@@ -65,7 +65,7 @@ export class RunPanel {
     this.stop.textContent = state === "stopping" ? "stopping…" : "Stop and keep";
     this.pause.textContent = state === "pausing" ? "pausing…" : "Pause";
     this.resume.style.display = state === "paused" ? "block" : "none";
-    const curve = run.steps.length > 0 || run.heldOut.size > 0;
+    const curve = run.status.steps > 0; // also before the first loss, so that nothing jumps when it comes
     this.chart.element.style.display = curve ? "flex" : "none";
     if (curve) this.chart.show(run);
     this.measures.textContent = run.measures;

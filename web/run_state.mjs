@@ -124,9 +124,9 @@ export class RunState {
     const { pace, elapsed = 0, left, measured, memory, memory_peak } = this.status;
     const parts = [];
     if (pace) parts.push(`${pace < 1 ? pace.toFixed(2) : pace.toFixed(1)} s/step`);
-    parts.push(`${clock(elapsed)} gone`);
+    parts.push(`${clock(elapsed)} elapsed`);
     if (typeof left === "number") parts.push(`${measured ? "" : "about "}${clock(left)} left`);
-    if (memory) parts.push(`${gigabytes(memory)} in use, ${gigabytes(memory_peak)} at most`);
+    if (memory) parts.push(`memory ${gigabytes(memory)}, peak ${gigabytes(memory_peak)}`);
     return parts.join(" · ");
   }
 

@@ -46,9 +46,13 @@ export function trainView(/** @type {import("./view.mjs").Host} */ host) {
 
   /** What the server knows of the run that this node shows. */
   async function ask() {
-    const place = { workflow: host.workflow(), node: host.id() };
+    const place = { workflow: host.workflow(), node: host.id(), prompt: run.status.prompt_id ?? "" };
     const answer = await host.fetch(`/in_graph_lora/training?${query(place)}`);
-    return answer.ok ? await answer.json() : {};
+    const whole = answer.ok ? await answer.json() : {};
+    // A copy of this workflow has the same id, also a second subject in the same example.
+    const name = String(host.value("name") ?? whole.name).trim();
+    const ours = name === whole.name && host.inFront(whole.prompt_id ?? "", whole.workflow ?? place.workflow);
+    return ours ? whole : {};
   }
 
   async function rebuild() {
@@ -69,7 +73,6 @@ export function trainView(/** @type {import("./view.mjs").Host} */ host) {
   return {
     created: rebuild,
     progress(message) {
-      if (message.workflow !== host.workflow()) return; // another workflow's node of the same number
       if (waiting) {
         waiting.push(message);
         return;
@@ -80,7 +83,7 @@ export function trainView(/** @type {import("./view.mjs").Host} */ host) {
         ended = [];
         if (message.run) {
           waiting = null;
-          run.status = { ...run.status, state: message.state };
+          run.status = { prompt_id: message.prompt_id, state: message.state };
           rebuild();
           /** @type {any} */ (waiting)?.push(message);
           return;

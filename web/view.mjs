@@ -11,7 +11,8 @@
  *   queue(): Promise<unknown>,
  *   id(): string,
  *   workflow(): string,
- *   value(widget: string): any,
+ *   inFront(promptId: string, workflow: string): boolean,
+ *   value(widget: string): unknown,
  *   set(widget: string, value: any): void,
  *   onChange(widget: string, listener: () => void): void,
  * }} Host
@@ -21,8 +22,10 @@
  * fetch, url: a route of the server, from `/in_graph_lora/…`.
  * queue: what the Run button does.
  * id: the node's execution id; in a subgraph "outer:inner".
- * workflow: the id of the workflow that is open.
- * value, set, onChange: a widget of the node by its name; onChange is told of the user's changes and of `set`.
+ * workflow: the id of the workflow in front.
+ * inFront: whether a prompt is that of the workflow in front.
+ * value: of a widget; undefined where it comes through a link.
+ * set, onChange: a widget of the node by its name; onChange is told of the user's changes and of `set`.
  */
 
 /**
@@ -33,8 +36,7 @@
  *   filesChanged?(): void,
  * }} View
  * created: the node came with a workflow. executed: the node has run; output is its `ui`. progress: a message of
- * a training in a node of this number, perhaps of another workflow. filesChanged: there are new runs or LoRA
- * files, and the lists of the widgets have them.
+ * the node's training. filesChanged: there are new runs or LoRA files, and the lists of the widgets have them.
  */
 
 export {};

@@ -97,7 +97,7 @@ def test_steps_of_an_earlier_process_are_part_of_the_bar_and_none_of_the_time() 
 
 def test_more_previews_than_expected_raise_what_is_left() -> None:
     clock = Clock()
-    line = Timeline({STEPS: 10, "previews": 1}, clock)
+    line = Timeline({STEPS: 10, "previews": 1}, clock, costs={"previews": 20.0})
     for done in range(4):
         line.enter("previews", done, 4)
         clock.now += 0.5

@@ -26,6 +26,7 @@ interface LiteNode {
   graph?: Graph | null;
   pos: [number, number];
   size: [number, number];
+  inputs?: { widget?: { name: string }; link?: number | null }[];
   outputs?: Slot[];
   widgets?: Widget[];
   subgraph?: Graph;
@@ -63,8 +64,11 @@ declare module "*/scripts/app.js" {
       default_connection_color_byType: Record<string, string>;
       setDirty?(a: boolean, b: boolean): void;
     };
-    extensionManager?: { registerSidebarTab?(tab: object): void; toast?: { add(message: object): void } };
-    ui?: { settings?: { addEventListener?(event: string, listener: () => void): void } };
+    extensionManager?: {
+      registerSidebarTab?(tab: object): void;
+      toast?: { add(message: object): void };
+      workflow?: { activeWorkflow?: { path: string } | null; openWorkflows?: { path: string }[] };
+    };
     queuePrompt(number: number): Promise<unknown>;
     reloadNodeDefs?(): Promise<void>;
     refreshComboInNodes(): Promise<void>;
