@@ -60,6 +60,13 @@ def loras(server) -> Iterator[Path]:
     (folder / "toy.safetensors").unlink()
 
 
+def refresh_lists(page: Page, kind: str, value: str) -> None:
+    """As the server's event does, until a kind of node has a value among its choices."""
+    page.evaluate(SEND, ["in_graph_lora.files", {}])
+    known = "([k, v]) => JSON.stringify(LiteGraph.registered_node_types[k].nodeData.input).includes(v)"
+    page.wait_for_function(known, arg=[kind, value])
+
+
 def row(page: Page, run: str) -> Locator:
     return page.locator(f'.igl-run[data-run="{run}"]')
 
@@ -173,8 +180,7 @@ def test_a_runs_lora_goes_into_a_new_apply_lora(canvas: Page, runs: Path, loras:
     write_run(runs, "toy", age=5)
     write_run(runs, "stopped", finished=False)
     panel = open_panel(canvas)
-    canvas.evaluate(SEND, ["in_graph_lora.files", {}])
-    canvas.wait_for_timeout(500)
+    refresh_lists(canvas, "ApplyLoRA", "toy.safetensors")
     row(canvas, f"toy/{RUN}").get_by_role("button", name="Apply LoRA").click()
     panel.get_by_text("Apply LoRA with toy.safetensors is on the canvas").wait_for()
     (apply,) = nodes(canvas, "ApplyLoRA")
@@ -217,8 +223,7 @@ def test_load_run_shows_its_steps_and_a_click_chooses_one(canvas: Page, runs: Pa
     write_run(runs, "style", age=5, steps=20)
     write_run(runs, "empty", every=0)
     canvas.evaluate(CLEAR)
-    canvas.evaluate(SEND, ["in_graph_lora.files", {}])
-    canvas.wait_for_timeout(500)
+    refresh_lists(canvas, "LoadRun", f"style/{RUN}")
     canvas.evaluate(ADD, ["LoadRun", 300, 150])
     steps = canvas.locator(".igl-step")
     steps.first.wait_for()
@@ -228,6 +233,7 @@ def test_load_run_shows_its_steps_and_a_click_chooses_one(canvas: Page, runs: Pa
     assert chosen.get_attribute("data-step") == "20", "0 is the newest"
 
     canvas.get_by_role("button", name="Choose a run…").click()
+    row(canvas, f"toy/{RUN}").wait_for()
     assert canvas.locator(".igl-choose .igl-run").count() == 2
     row(canvas, f"toy/{RUN}").get_by_title("Choose").click()
     canvas.wait_for_function("() => document.querySelectorAll('.igl-step').length === 4")
@@ -334,7 +340,7 @@ def test_compare_baseline_shows_its_pictures_with_a_divider(canvas: Page, server
     assert (large.bounding_box() or {"width": 0})["width"] > 2 * box["width"]
     canvas.keyboard.press("Escape")
     canvas.locator("dialog").wait_for(state="detached")
-    assert len(canvas.evaluate("() => app.graph.serialize().nodes[0].widgets_values")) == 13
+    assert len(canvas.evaluate("() => app.graph.serialize().nodes[0].widgets_values")) == 12
     assert canvas.complaints == []
 
 
