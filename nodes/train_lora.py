@@ -89,6 +89,7 @@ class TrainLoRA(io.ComfyNode):
             "lora_path": str(result.path),
             "run_dir": str(result.run),
             "loss_curve": str(result.loss_curve),
+            "previews": str(result.previews or ""),
             "plan": report.plan,
             "notices": report.notices,
         }

@@ -41,7 +41,7 @@ export class LossChart {
     styleSheet();
     this.element = document.createElement("div");
     this.element.className = "in-graph-lora-chart";
-    this.element.style.cssText = "display: flex; flex-direction: column; flex: 1 1 190px; min-height: 190px;";
+    this.element.style.cssText = "display: flex; flex-direction: column; flex: 1 1 220px; min-height: 220px;";
     this.key = this.#controls();
     this.box = this.element.appendChild(document.createElement("div"));
     this.box.style.cssText = "flex: 1 1 0; min-height: 0; position: relative; overflow: hidden;";
@@ -86,8 +86,9 @@ export class LossChart {
     const ink = colour(this.element, "--input-text", "#ddd");
     const axis = { stroke: ink, grid: { stroke: `${faint(ink)}` }, ticks: { stroke: faint(ink) }, font: "10px sans-serif" };
     const number = (/** @type {number | null} */ v) => (v === null || v === undefined ? "–" : v.toPrecision(4));
+    const few = (plot) => plot.data[0].length < 3; // a line needs two points
     const curve = (label, stroke, width, more = {}) => ({
-      ...{ label, stroke, width, points: { show: false }, value: (_, v) => number(v) },
+      ...{ label, stroke, width, points: { show: few }, value: (_, v) => number(v) },
       ...more,
     });
     const options = {
@@ -101,7 +102,7 @@ export class LossChart {
       },
       axes: [
         { ...axis, size: 22 },
-        { ...axis, size: 46, values: (_, ticks) => ticks.map((v) => (v === null ? "" : shortNumber(v))) },
+        { ...axis, size: 46, space: 22, values: (_, ticks) => ticks.map((v) => (v === null ? "" : shortNumber(v))) },
         { ...axis, size: 50, scale: "rate", side: 1, grid: { show: false }, values: (_, ticks) => ticks.map((v) => (v === null ? "" : v.toExponential(0))) },
       ],
       series: [

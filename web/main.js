@@ -30,7 +30,10 @@ const CATEGORY = "In-Graph LoRA";
  */
 const views = new WeakMap();
 
-/** Prompt → path of the tab that it came from, of those that this page has queued. @type {Map<string, string>} */
+/**
+ * Prompt → the tab that it came from, of those that this page has queued.
+ * @type {Map<string, {path: string, workflow: string | undefined}>}
+ */
 const queued = new Map();
 
 /** Kinds of node that are ours. */
@@ -64,6 +67,11 @@ function executionId(node, graph = rootGraph()) {
   return "";
 }
 
+/** A graph that was never saved or loaded has an id of zeros. */
+function named(/** @type {string | undefined} */ id) {
+  return id && /[^0-]/.test(id) ? id : undefined;
+}
+
 function tab() {
   return app.extensionManager?.workflow?.activeWorkflow?.path ?? "";
 }
@@ -75,9 +83,12 @@ function tab() {
  * @param {string} [workflow] the prompt's; undefined where ComfyUI does not say it
  */
 function inFront(promptId, workflow) {
-  const path = queued.get(promptId);
+  const own = queued.get(promptId);
   const open = app.extensionManager?.workflow?.openWorkflows ?? [];
-  if (path !== undefined && open.some((other) => other.path === path)) return path === tab();
+  if (own && open.some((other) => other.path === own.path)) {
+    // While tabs change the graph is there before the tab's path.
+    return own.path === tab() && (!own.workflow || own.workflow === rootGraph()?.id);
+  }
   if (workflow === undefined) return true;
   return workflow !== "" && workflow === rootGraph()?.id;
 }
@@ -222,7 +233,7 @@ function watchQueue() {
   const queuePrompt = api.queuePrompt;
   api.queuePrompt = async function (number, prompt, ...rest) {
     forgiven();
-    const from = tab();
+    const from = { path: tab(), workflow: named(prompt?.workflow?.id) };
     try {
       const answer = await queuePrompt.call(this, number, prompt, ...rest);
       if (answer?.prompt_id) queued.set(answer.prompt_id, from);

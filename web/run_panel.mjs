@@ -4,8 +4,8 @@ import { LossChart } from "./chart.mjs";
 import { textBox } from "./panel.mjs";
 import { Previews } from "./previews.mjs";
 
-const HEIGHT = 300;
-const WITH_PREVIEWS = 500;
+const HEIGHT = 330;
+const WITH_PREVIEWS = 540;
 const ONLY_TEXT = 80;
 
 /** @typedef {{stop(): void, pause(): void, resume(): void, picture(step: number, prompt: number): string}} Actions */

@@ -51,7 +51,7 @@ def cached(done: Result) -> set[str]:
 def trained(client: Client, picture: str, steps: int) -> Result:
     done = client.run(graph(picture, steps))
     assert done.status == "success", done.error
-    assert [event["step"] for event in done.of_type("in_graph_lora.progress")][-1] == steps
+    assert done.of_type("in_graph_lora.progress")[-1]["step"] == steps
     return done
 
 

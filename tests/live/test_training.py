@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from pathlib import Path
 from urllib.error import HTTPError
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -13,6 +15,11 @@ from PIL import Image
 from safetensors import safe_open
 
 from workbench.client import Client, Prompt, PromptRejected
+
+
+def steps_of(done) -> list[int]:
+    """The steps that were reported."""
+    return [point[0] for e in done.of_type("in_graph_lora.progress") for point in e.get("points", [])]
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +121,16 @@ def test_the_template_fills_only_missing_captions(result):
 
 
 def test_progress_reaches_the_page_step_by_step(result):
-    steps = [e["step"] for e in result.of_type("in_graph_lora.progress")]
-    assert steps[-1] == 3
-    bar = [(e["value"], e["max"]) for e in result.of_type("progress") if e["node"] == "4"]
-    assert bar[-1] == (3, 3)
+    assert steps_of(result) == [1, 2, 3]
+    told = result.of_type("in_graph_lora.progress")
+    fractions = [e["fraction"] for e in told]
+    assert fractions == sorted(fractions)
+    assert (told[-1]["state"], fractions[-1]) == ("finished", 1)
+    assert {"trying out one step", "encoding pictures", "steps"} & {e["phase"] for e in told}
+    assert 0 < told[-1]["memory"] <= told[-1]["memory_peak"]
+    bar = [e["value"] / e["max"] for e in result.of_type("progress") if e["node"] == "4"]
+    assert bar == sorted(bar)
+    assert bar[-1] <= 1
 
 
 def test_the_new_lora_is_in_the_stock_loaders_list(result, client):
@@ -132,7 +145,7 @@ def test_an_interrupt_stops_training_keeps_the_work_and_the_next_prompt_runs(ser
     stopped = []
 
     def stop(event):
-        if event.type == "in_graph_lora.progress" and not stopped:
+        if event.type == "in_graph_lora.progress" and event.data.get("points") and not stopped:
             stopped.append(event)
             client.interrupt()
 
@@ -173,7 +186,7 @@ def test_the_same_graph_goes_on_after_a_stop_and_is_kept_when_it_has_ended(serve
     (run,) = stopped.outputs["4"]["run"]
     (said,) = [n for n in run["notices"] if n.startswith("stopped at step")]
     again = client.run(nodes)
-    steps = [e["step"] for e in again.of_type("in_graph_lora.progress")]
+    steps = steps_of(again)
     assert steps[-1] == 12
     assert f"stopped at step {steps[0] - 1};" in said
     (ended,) = again.outputs["4"]["run"]
@@ -183,6 +196,35 @@ def test_the_same_graph_goes_on_after_a_stop_and_is_kept_when_it_has_ended(serve
     assert not third.of_type("in_graph_lora.progress")
     cached = [node for e in third.of_type("execution_cached") for node in e["nodes"]]
     assert "4" in cached, "a run that has ended is not run again"
+
+
+def test_a_pause_ends_the_queue_item_and_other_prompts_run_with_the_lora_so_far(client, pictures):
+    nodes = graph(pictures, steps=5000, name="pauses")
+    asked = []
+
+    def pause(event):
+        if event.type == "in_graph_lora.progress" and event.data["step"] >= 2 and not asked:
+            asked.append(client.post(f"/in_graph_lora/pause/4?prompt={event.data['prompt_id']}", {}))
+
+    paused = client.wait(client.queue(nodes), timeout=120, on_event=pause)
+    assert paused.status == "success", paused.error
+    told = paused.of_type("in_graph_lora.progress")[-1]
+    assert told["state"] == "paused"
+    assert not {"10", "12"} & paused.outputs.keys(), "the nodes behind wait"
+    nodes["6"]["inputs"]["text"] = "another prompt"
+    tried = client.run(nodes)
+    assert "10" in tried.outputs
+    assert not steps_of(tried), "it is paused"
+    assert client.post(f"/in_graph_lora/continue?{urlencode({'run': told['run']})}", {}) == {"paused": True}
+    asked.clear()
+    went_on = client.wait(client.queue(nodes), timeout=120, on_event=pause)
+    assert steps_of(went_on)[0] == told["step"] + 1
+
+
+def test_the_page_gets_at_most_five_messages_a_second(result):
+    times = [e["elapsed"] for e in result.of_type("in_graph_lora.progress")]
+    gaps = [b - a for a, b in itertools.pairwise(times[:-1])]  # the last one is sent at once
+    assert min(gaps) > 0.19
 
 
 def test_previews_and_the_held_out_loss_reach_the_page_and_load_run_gives_each_step(server, client, pictures):
@@ -196,21 +238,37 @@ def test_previews_and_the_held_out_loss_reach_the_page_and_load_run_gives_each_s
             "keep_states": 2,
         },
     }  # fmt: skip
-    progress = []
+    shown = []
 
     def ask(event):
-        if event.type == "in_graph_lora.progress" and event.data.get("held_out") and event.data["step"] == 2:
-            progress.append(client.get("/in_graph_lora/progress/4"))
+        if event.type == "in_graph_lora.progress" and event.data.get("previews") == [2]:
+            shown.append(client.get("/in_graph_lora/training?workflow=live-canvas&node=4"))
 
-    prompt_id = client.queue(nodes)
+    prompt_id = client.queue(nodes, extra_data={"extra_pnginfo": {"workflow": {"id": "live-canvas"}}})
     done = client.wait(prompt_id, timeout=180, on_event=ask)
     assert done.status == "success", done.error
-    measured = [e["step"] for e in done.of_type("in_graph_lora.progress") if "held_out" in e]
-    assert measured == [0, 2, 4]
-    (overview,) = done.outputs["4"]["images"]
-    assert overview["filename"] == "previews.png"
-    assert Image.open(io.BytesIO(client.image(overview))).width > 3 * 64
-    assert [e["step"] for e in progress[0]["progress"] if "held_out" in e][:2] == [0, 2]
+    told = done.of_type("in_graph_lora.progress")
+    assert [step for e in told for step, _ in e.get("held_out", [])] == [0, 2, 4]
+    assert [step for e in told for step in e.get("previews", [])] == [0, 2, 4]
+    (during,) = shown
+    assert [point[0] for point in during["points"]][:2] == [1, 2]
+    after = client.get("/in_graph_lora/training?workflow=live-canvas&node=4")
+    assert (after["state"], after["previews"], len(after["prompts"])) == ("finished", [0, 2, 4], 2)
+    picture = {"run": after["run"], "step": 4, "prompt": 1}
+    assert Image.open(io.BytesIO(client.fetch(f"/in_graph_lora/preview?{urlencode(picture)}"))).width == 64
+    for change in (
+        {"run": "../.."},
+        {"step": 3},
+        {"prompt": 2},
+        {"step": "-1"},
+        {"run": after["run"] + "/.."},
+    ):
+        with pytest.raises(HTTPError) as refused:
+            client.fetch(f"/in_graph_lora/preview?{urlencode({**picture, **change})}")
+        assert refused.value.code == 404
+        refused.value.close()
+    for elsewhere in ("workflow=another&node=4", "workflow=live-canvas&node=5", "workflow=&node=4"):
+        assert client.get(f"/in_graph_lora/training?{elsewhere}") == {}
     (run,) = done.outputs["4"]["run"]
     name = Path(run["run_dir"]).relative_to(server.base / "output" / "in-graph-lora").as_posix()
     again = {
@@ -238,7 +296,7 @@ def test_a_restarted_graph_goes_on_where_the_stop_was(server, client, pictures):
     client.free()
     done = client.run(graph(pictures, steps=newest + 1, name="kept"))
     assert done.status == "success", done.error
-    steps = [e["step"] for e in done.of_type("in_graph_lora.progress")]
+    steps = steps_of(done)
     assert steps == [newest + 1]
     (run,) = done.outputs["4"]["run"]
     assert f"going on from step {newest}" in " ".join(run["notices"])

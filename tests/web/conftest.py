@@ -53,7 +53,7 @@ def canvas(request: pytest.FixtureRequest, browser: Browser, server: Server) -> 
     """
     enabled = request.param == "nodes_2_0"
     post(f"{server.url}/settings/Comfy.VueNodes.Enabled", str(enabled).lower())
-    post(f"{server.url}/settings/Comfy.TutorialCompleted", "true")  # else templates cover the page
+    post(f"{server.url}/settings/Comfy.TutorialCompleted", "true")  # else the templates lie over the canvas
     context = browser.new_context(viewport={"width": 1600, "height": 1000})
     # The page asks for news and models elsewhere; tests depend on nothing outside this machine.
     context.route(lambda url: not url.startswith(server.url), lambda route: route.abort())

@@ -369,7 +369,8 @@ def test_the_divider_follows_a_finger(canvas: Page, server) -> None:
     assert int(divider.get_attribute("aria-valuenow") or 0) == pytest.approx(75, abs=3)
 
 
-OPEN_AND_RUN = "async (prompt) => { await app.loadApiJson(prompt, 'fresh'); await app.queuePrompt(0); }"
+OPEN = "async (prompt) => { await app.loadApiJson(prompt, 'fresh'); }"
+IN_FRONT = "() => app.extensionManager.workflow.activeWorkflow?.path.includes('fresh')"
 
 
 @pytest.mark.usefixtures("tiny_checkpoint", "runs")
@@ -384,7 +385,9 @@ def test_a_real_training_is_in_every_list_and_compared_when_it_has_ended(
         for number, node in graph(pictures, steps=2, name=name).items()
         if number in ("1", "2", "3", "4", "5", "11")
     }
-    canvas.evaluate(OPEN_AND_RUN, wanted)
+    canvas.evaluate(OPEN, wanted)
+    canvas.wait_for_function(IN_FRONT)
+    canvas.evaluate("async () => { await app.queuePrompt(0); }")
     divider = canvas.locator(".igl-divider")
     divider.wait_for(timeout=120_000)
     canvas.wait_for_function("() => document.querySelector('.igl-divider img').naturalWidth === 64")

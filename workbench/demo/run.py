@@ -22,7 +22,7 @@ from ..dev.steps import LOGS, SetupError, say
 from ..workflow import WorkflowError, override, to_prompt
 
 PROGRESS = "in_graph_lora.progress"
-"""The event that the pack sends while it trains: node_id, step, steps, loss, lr, seconds."""
+"""The event that the pack sends while it trains: `nodes.training_report`."""
 
 
 def main() -> int:
@@ -107,8 +107,8 @@ def print_results(result: Result, prompt: Prompt, folder: Path) -> None:
     print("\n\nDone.")
     print(f"  LoRA file    {shown['lora_path']}")
     print(f"  loss curve   {Path(shown['run_dir'], shown['loss_curve'])}")
-    for picture in result.outputs[trained].get("images", []):
-        print(f"  previews     {folder / picture['type'] / picture['subfolder'] / picture['filename']}")
+    if shown["previews"]:
+        print(f"  previews     {shown['previews']}")
     for picture in comparison_pictures(result, prompt):
         print(f"  comparison   {folder / picture['type'] / picture['subfolder'] / picture['filename']}")
 
