@@ -389,7 +389,10 @@ def test_a_real_training_is_in_every_list_and_compared_when_it_has_ended(
     canvas.wait_for_function(IN_FRONT)
     canvas.evaluate("async () => { await app.queuePrompt(0); }")
     divider = canvas.locator(".igl-divider")
-    divider.wait_for(timeout=120_000)
+    divider.wait_for(state="attached", timeout=120_000)
+    compare = "app.graph.nodes.find((node) => node.comfyClass === 'CompareBaseline')"
+    canvas.evaluate(f"() => {{ app.canvas.centerOnNode({compare}); }}")
+    divider.wait_for()
     canvas.wait_for_function("() => document.querySelector('.igl-divider img').naturalWidth === 64")
     assert "aawxbc figurine · seed 1" in canvas.locator(".igl-comparison .igl-caption").inner_text()
     listed = "([k, n]) => (" + CHOICES + f")([k, n]).includes('{name}.safetensors')"
