@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..trainer.errors import ConfigError
 from ..trainer.host.progress import NodeProgress
 from ..trainer.host.sample import SAMPLERS, SCHEDULERS, SampleSettings
-from ..trainer.pictures.comparison import comparison_grid, parse_strengths, report
+from ..trainer.pictures.comparison import Row, comparison_grid, parse_strengths, report
 from ..trainer.text import garbled, readable
 from .sockets import CATEGORY, LoraModel
 
@@ -24,6 +25,7 @@ class CompareBaseline(io.ComfyNode):
             category=CATEGORY,
             description="Samples each prompt with and without the LoRA, same seeds, side by side.",
             search_aliases=["before after", "xy plot", "lora strength", "compare"],
+            is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model without the LoRA."),
                 io.Clip.Input("clip", tooltip="The text encoder without the LoRA."),
@@ -83,7 +85,7 @@ class CompareBaseline(io.ComfyNode):
                     display_name="report", tooltip="How far the LoRA moves each picture (Markdown)."
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -141,5 +143,18 @@ class CompareBaseline(io.ComfyNode):
             torch.cat([row.images[0] for row in rows]),
             torch.cat([row.images[-1] for row in rows]),
             text,
-            ui={"text": [odd, text] if odd else [text]},
+            ui={"text": [odd, text] if odd else [text], "comparison": cls._shown(rows, columns)},
         )
+
+    @classmethod
+    def _shown(cls, rows: Sequence[Row], columns: Sequence[float]) -> list[dict[str, Any]]:
+        """Each picture, row by row, in ComfyUI's temp folder: {prompt, seed, strength} and where it is.
+
+        Not `images`: these ComfyUI would draw on the node by itself, below our view of the same.
+        """
+        about = [(row, strength) for row in rows for strength in columns]
+        pictures = ui.PreviewImage(torch.cat([image for row in rows for image in row.images]), cls=cls).values
+        return [
+            {"prompt": row.prompt, "seed": str(row.seed), "strength": strength, **picture}
+            for (row, strength), picture in zip(about, pictures, strict=True)
+        ]

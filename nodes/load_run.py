@@ -7,9 +7,8 @@ import json
 from comfy_api.latest import io
 
 from ..trainer.errors import StorageError
-from ..trainer.host.paths import output_image, run_names, run_path
+from ..trainer.host.paths import output_image, runs
 from ..trainer.runs.checkpoints import loras
-from ..trainer.runs.folder import RunFolder
 from .sockets import CATEGORY, LoraModel, LossMap
 
 
@@ -24,7 +23,9 @@ class LoadRun(io.ComfyNode):
             search_aliases=["checkpoint", "resume", "training history", "epoch"],
             inputs=[
                 io.Combo.Input(
-                    "run", options=run_names(), tooltip="Name and start of the run; the newest comes first."
+                    "run",
+                    options=runs().names(),
+                    tooltip="Name and start of the run; the newest comes first.",
                 ),
                 io.Int.Input(
                     "step",
@@ -39,14 +40,22 @@ class LoadRun(io.ComfyNode):
                 LossMap.Output(display_name="loss", tooltip="The loss of each step up to this one."),
                 io.String.Output(display_name="metadata", tooltip="The file's metadata (JSON)."),
                 io.Int.Output(display_name="step", tooltip="The step that was loaded."),
+                io.String.Output(display_name="path", tooltip="The LoRA file of this step, as a full path."),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, run: str | None = None) -> bool | str:
+        """In place of ComfyUI's check of the list, which does not say what to do."""
+        if run is None or run in runs().names():
+            return True
+        return f"there is no run {run[:80]!r} with a LoRA; choose one of the list, or train"
 
     @classmethod
     def fingerprint_inputs(cls, run: str, step: int) -> str:
         """A run that has gone on is another input."""
         try:
-            folder = RunFolder(run_path(run))
+            folder = runs().folder(run)
         except StorageError:
             return run
         return f"{run} {step} {list(loras(folder.checkpoints))}"
@@ -55,10 +64,10 @@ class LoadRun(io.ComfyNode):
     def execute(cls, run: str, step: int) -> io.NodeOutput:
         from ..trainer.runs.past import load_past_run
 
-        folder = RunFolder(run_path(run))
+        folder = runs().folder(run)
         past = load_past_run(folder, step)
         ui: dict[str, list] = {"text": [past.summary]}
         if folder.overview is not None:
             ui["images"] = [output_image(folder.overview)]
         metadata = json.dumps(past.metadata, indent=2, ensure_ascii=False)
-        return io.NodeOutput(past.lora, {"loss": past.losses}, metadata, past.step, ui=ui)
+        return io.NodeOutput(past.lora, {"loss": past.losses}, metadata, past.step, str(past.path), ui=ui)

@@ -13,8 +13,8 @@ from ..trainer.rules import REGEX, TARGETS, Rules
 from .sockets import CATEGORY, Adapter
 
 _D = AdapterConfig()
-_CUSTOM = "regex"
-_NEW = "[a new LoRA]"
+CUSTOM = "regex"
+NEW_LORA = "[a new LoRA]"
 
 
 class LoRAAdapter(io.ComfyNode):
@@ -36,7 +36,7 @@ class LoRAAdapter(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "targets",
-                    options=[*TARGETS, _CUSTOM],
+                    options=[*TARGETS, CUSTOM],
                     default=_D.targets,
                     tooltip="Layers that get an adapter. More layers learn more, for more memory and larger"
                     " files. kv: only keys and values of cross-attention. regex: the field target_regex.",
@@ -78,8 +78,8 @@ class LoRAAdapter(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "start_from",
-                    options=[_NEW, *paths.lora_names()],
-                    default=_NEW,
+                    options=[NEW_LORA, *paths.lora_names()],
+                    default=NEW_LORA,
                     advanced=True,
                     tooltip="Trains an existing LoRA file further. Its kind, layers, ranks and alphas count.",
                 ),
@@ -115,10 +115,10 @@ class LoRAAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, targets: str, target_regex: str, start_from: str, **values: Any) -> io.NodeOutput:
-        if targets == _CUSTOM:
+        if targets == CUSTOM:
             if not target_regex.strip():
                 raise ConfigError(r"target_regex is empty; write an expression, for example attn2\.to_[kv]$")
             targets = REGEX + target_regex.strip()
         return io.NodeOutput(
-            AdapterConfig(targets=targets, start_from="" if start_from == _NEW else start_from, **values)
+            AdapterConfig(targets=targets, start_from="" if start_from == NEW_LORA else start_from, **values)
         )

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..trainer.host.active import active, pause, paused, record_stop, stops
-from ..trainer.host.progress import prompt_id
+from ..trainer.host.progress import prompt_id, telling_of_files
 from .canvas import Place
 from .sockets import CATEGORY, LoraModel, LossMap
 from .training_inputs import CONTINUE, NEW_RUN, name_error, train_config, training_inputs
@@ -63,6 +63,7 @@ class TrainLoRA(io.ComfyNode):
         config = train_config(dataset, **settings)
         place = Place.of(cls.hidden.unique_id, cls.hidden.extra_pnginfo)
         with (
+            telling_of_files(),
             active(cls.hidden.unique_id, prompt_id()) as training,
             reported(place, training, config, dataset) as report,
         ):

@@ -93,11 +93,11 @@ def clear_unfinished(folder: Path) -> None:
     for part in folder.rglob(f".*{UNFINISHED}"):
         match = _DRAFT.fullmatch(part.name)
         with contextlib.suppress(OSError):
-            if match and not _is_writing(int(match[1]), part.stat().st_mtime):
+            if match and not is_writing(int(match[1]), part.stat().st_mtime):
                 part.unlink()
 
 
-def _is_writing(pid: int, since: float) -> bool:
+def is_writing(pid: int, since: float) -> bool:
     """Whether another process of this number runs that is older than a file which it would have written."""
     if pid == os.getpid():
         return False  # a container's processes get the same numbers again

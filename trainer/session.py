@@ -28,6 +28,7 @@ from .ports import Lend, Sampler
 from .runs import steps as step_names
 from .runs.checkpoints import Checkpoint, forget, lora_path, newest, strangers
 from .runs.folder import RunFolder
+from .runs.in_use import in_use
 from .runs.previews import Previews
 from .runs.record import Finished, Record
 from .runs.result import Result
@@ -97,9 +98,10 @@ def train_lora(
         sampler=sampler,
         plan=plan,
     )
-    checkpoint = session.go_on() if resumed else None
-    emit(RunOpened(path=folder.path, step=session.state.step, steps=steps))
-    return session.run(checkpoint)
+    with in_use(folder.path):
+        checkpoint = session.go_on() if resumed else None
+        emit(RunOpened(path=folder.path, step=session.state.step, steps=steps))
+        return session.run(checkpoint)
 
 
 class Session:

@@ -5,6 +5,8 @@ import { app } from "../../scripts/app.js";
 import { compareView } from "./compare_baseline.mjs";
 import { loadRunView } from "./load_run.mjs";
 import { executionSentence, problemBox, validationSentence } from "./problems.mjs";
+import { addLora, addSettings } from "./run_to_graph.mjs";
+import { RunsPanel } from "./runs_panel.mjs";
 import { SOCKETS } from "./sockets.mjs";
 import { markdownView, textView } from "./text_node.mjs";
 import { toastOf } from "./toasts.mjs";
@@ -139,7 +141,80 @@ function hostOf(node) {
       const linked = node.inputs?.some((input) => input.widget?.name === name && input.link != null);
       return linked ? undefined : node.widgets?.find((widget) => widget.name === name)?.value;
     },
+    set(name, value) {
+      const widget = widgetOf(node, name);
+      widget.value = value;
+      widget.callback?.(value);
+    },
+    onChange(name, listener) {
+      const widget = widgetOf(node, name);
+      const before = widget.callback;
+      widget.callback = function (...given) {
+        before?.apply(this, given);
+        listener();
+      };
+    },
   };
+}
+
+function widgetOf(node, name) {
+  return node.widgets?.find((widget) => widget.name === name);
+}
+
+/** The canvas that is open. @returns {import("./run_to_graph.mjs").Canvas} */
+function canvasNow() {
+  const [x, y, width, height] = app.canvas.ds.visible_area;
+  return {
+    graph: app.canvas.graph ?? app.graph,
+    create: (kind) => LiteGraph.createNode(kind),
+    selected: () => Object.values(app.canvas.selected_nodes ?? {}),
+    middle: () => [x + width / 2 - 150, y + height / 2 - 150],
+    show(node) {
+      app.canvas.selectNode?.(node);
+      const seen = node.pos[0] > x && node.pos[0] + node.size[0] < x + width;
+      if (!seen) app.canvas.centerOnNode?.(node);
+    },
+  };
+}
+
+/** The open Runs panel. */
+let runsPanel = null;
+
+const RUNS_TAB = {
+  id: "in_graph_lora.runs",
+  icon: "pi pi-chart-line",
+  title: "Training runs",
+  tooltip: "Training runs (In-Graph LoRA)",
+  type: "custom",
+  render(element) {
+    runsPanel?.dispose();
+    runsPanel = new RunsPanel({
+      fetch: (route, options) => api.fetchApi(route, options),
+      url: (route) => api.apiURL(route),
+      useLora: async (run) => addLora(canvasNow(), run),
+      useSettings: async (detail) => addSettings(canvasNow(), detail),
+    });
+    element.style.height = "100%";
+    element.replaceChildren(runsPanel.element);
+  },
+  destroy() {
+    runsPanel?.dispose();
+    runsPanel = null;
+  },
+};
+
+/** New LoRA files and runs: every list has them without a press of R, and without its toasts. */
+async function onFiles() {
+  await (app.reloadNodeDefs?.() ?? app.refreshComboInNodes());
+  runsPanel?.refresh();
+  for (const node of rootGraph()?.nodes ?? []) views.get(node)?.filesChanged?.();
+}
+
+function addStyle() {
+  const link = document.createElement("link");
+  link.rel = "stylesheet";
+  link.href = new URL("./runs.css", import.meta.url).href;
+  document.head.append(link);
 }
 
 const PROBLEM = "in_graph_lora_problem";
@@ -214,6 +289,9 @@ api.addEventListener("in_graph_lora.progress", onProgress); // now: it is sent t
 app.registerExtension({
   name: "in_graph_lora",
   setup() {
+    addStyle();
+    app.extensionManager?.registerSidebarTab?.(RUNS_TAB);
+    api.addEventListener("in_graph_lora.files", onFiles);
     api.addEventListener("executed", onExecuted);
     api.addEventListener("execution_error", onError);
     watchQueue();

@@ -36,9 +36,9 @@ export function fillMarkdown(/** @type {HTMLElement} */ box, /** @type {string} 
   box.replaceChildren(
     ...text.split(/\n{2,}/).filter(Boolean).map((part) => {
       if (part.startsWith("|")) return table(part.split("\n"));
-      const heading = part.startsWith("# ") || part.startsWith("**");
+      const heading = /^#+ |^\*\*/.test(part);
       const element = document.createElement("div");
-      element.textContent = part.replace(/^# /, "").replaceAll("**", "");
+      element.textContent = part.replace(/^#+ /, "").replaceAll("**", "");
       element.style.cssText = `margin: 4px 0; font-weight: ${heading ? "bold" : "normal"};`;
       return element;
     }),

@@ -8,4 +8,6 @@ export const SOCKETS = {
   TRAIN_MEMORY: "#8d99ae",
   TRAIN_PREVIEW: "#63c7b2",
   TRAIN_REGULARIZATION: "#e4c1f9",
+  IMAGE_FRAMING: "#c0ca33",
+  TRAIN_CLIPS: "#ff8fab",
 };

@@ -13,6 +13,8 @@
  *   workflow(): string,
  *   inFront(promptId: string, workflow: string): boolean,
  *   value(widget: string): unknown,
+ *   set(widget: string, value: any): void,
+ *   onChange(widget: string, listener: () => void): void,
  * }} Host
  * attach: puts the element below the node's widgets, `height` pixels high at least; it saves no value. Again:
  * another height; the node grows when it is too small, and never shrinks.
@@ -23,6 +25,7 @@
  * workflow: the id of the workflow in front.
  * inFront: whether a prompt is that of the workflow in front.
  * value: of a widget; undefined where it comes through a link.
+ * set, onChange: a widget of the node by its name; onChange is told of the user's changes and of `set`.
  */
 
 /**
@@ -30,9 +33,10 @@
  *   created?(): void,
  *   executed?(output: any): void,
  *   progress?(message: any): void,
+ *   filesChanged?(): void,
  * }} View
  * created: the node came with a workflow. executed: the node has run; output is its `ui`. progress: a message of
- * the node's training.
+ * the node's training. filesChanged: there are new runs or LoRA files, and the lists of the widgets have them.
  */
 
 export {};

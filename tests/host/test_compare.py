@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import folder_paths
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import nodes as comfy_nodes
 from in_graph_lora.nodes.apply_lora import ApplyLoRA
@@ -34,17 +39,27 @@ def stock(loaded: Loaded, model, prompt: str, seed: int) -> torch.Tensor:
     return comfy_nodes.VAEDecode().decode(loaded.vae, sample)[0]
 
 
-def compare(loaded: Loaded, lora, strengths: str = "0, 1", prompts: str = "\n".join(PROMPTS)):
+def compare(*given, **settings):
+    return output_of(*given, **settings).args
+
+
+def output_of(loaded: Loaded, lora, strengths: str = "0, 1", prompts: str = "\n".join(PROMPTS)):
     with torch.inference_mode():
         return CompareBaseline.execute(
             loaded.model, loaded.clip, loaded.vae, lora, prompts, "bad", 7, 2, 2, 3.0, "euler", "normal",
             64, 64, strengths,
-        ).args  # fmt: skip
+        )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
-def hidden(monkeypatch):
-    monkeypatch.setattr(CompareBaseline, "hidden", type("Hidden", (), {"unique_id": "1"}), raising=False)
+def hidden(monkeypatch, tmp_path):
+    monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
+    monkeypatch.setattr(
+        CompareBaseline,
+        "hidden",
+        type("Hidden", (), dict.fromkeys(("prompt", "extra_pnginfo")) | {"unique_id": "1"}),
+        raising=False,
+    )
 
 
 @torch.inference_mode()
@@ -112,3 +127,18 @@ def test_apply_lora_without_a_lora_says_what_to_connect(loaded):
 def test_apply_lora_reads_only_files_of_the_list(loaded, name):
     with pytest.raises(LoraFileError, match="not in ComfyUI's list"):
         ApplyLoRA.execute(loaded.model, 1.0, 1.0, lora_name=name)
+
+
+def test_each_picture_is_shown_as_itself_in_the_temp_folder(loaded, lora):
+    output = output_of(loaded, lora, "0, 0.5, 1")
+    shown = output.ui["comparison"]
+    _, baseline, trained, _ = output.args
+    assert [(s["prompt"], s["seed"], s["strength"]) for s in shown[:4]] == [
+        (PROMPTS[0], "7", 0.0), (PROMPTS[0], "7", 0.5), (PROMPTS[0], "7", 1.0), (PROMPTS[0], "8", 0.0),
+    ]  # fmt: skip
+    assert len(shown) == 3 * len(baseline)
+    assert {s["type"] for s in shown} == {"temp"}
+    for picture, tensor in ((shown[0], baseline[0]), (shown[-1], trained[-1])):
+        path = Path(folder_paths.get_temp_directory()) / picture["subfolder"] / picture["filename"]
+        with Image.open(path) as image:
+            assert np.array_equal(np.asarray(image), (255 * tensor.numpy()).astype(np.uint8))

@@ -227,7 +227,7 @@ def test_an_interrupt_while_a_preview_is_drawn_leaves_the_work_on_disk(loaded, p
 
 
 def folder_of_newest() -> Path:
-    return paths.output_directory() / "in-graph-lora" / paths.run_names()[0]
+    return paths.output_directory() / "in-graph-lora" / paths.runs().names()[0]
 
 
 def test_the_held_out_loss_is_fixed_and_falls(loaded, tmp_path):
@@ -274,13 +274,14 @@ def test_holding_out_everything_is_refused(loaded, pictures):
 def test_load_run_gives_any_checkpoint_of_a_run(loaded, pictures):
     wishes = ValidationConfig(held_out=1, every=1)
     result, events = run(loaded, pictures, save=SaveConfig(every=2), validation=wishes, preview=PREVIEW)
-    name = paths.run_names()[0]
-    lora, loss, metadata, step = LoadRun.execute(name, 0).result
+    name = paths.runs().names()[0]
+    lora, loss, metadata, step, path = LoadRun.execute(name, 0).result
+    assert path == str(result.run / "checkpoints" / "step_000005.safetensors")
     assert same(lora, result.lora)
     assert step == 5
     assert loss == {"loss": result.losses}
     assert '"ss_steps": "5"' in metadata
-    earlier, loss, _, step = LoadRun.execute(name, 2).result
+    earlier, loss, _, step, _ = LoadRun.execute(name, 2).result
     assert step == 2
     assert len(loss["loss"]) == 2
     assert not same(earlier, lora)

@@ -13,9 +13,10 @@ interface Graph {
 
 interface Widget {
   name: string;
+  value: any;
+  callback?(...given: any[]): void;
   element?: HTMLElement;
   serialize?: boolean;
-  value?: unknown;
   inGraphLoraHeight?: number;
 }
 
@@ -23,6 +24,7 @@ interface LiteNode {
   id: string | number;
   comfyClass: string;
   graph?: Graph | null;
+  pos: [number, number];
   size: [number, number];
   inputs?: { widget?: { name: string }; link?: number | null }[];
   outputs?: Slot[];
@@ -47,16 +49,29 @@ interface Window {
   LGraphCanvas?: { link_type_colors: Record<string, string> };
 }
 
+declare const LiteGraph: { createNode(kind: string): LiteNode };
+
 declare module "*/scripts/app.js" {
   export const app: {
     graph?: Graph;
     rootGraph?: Graph;
-    canvas: { default_connection_color_byType: Record<string, string> };
+    canvas: {
+      graph?: Graph;
+      ds: { visible_area: [number, number, number, number] };
+      selected_nodes?: Record<string, LiteNode>;
+      selectNode?(node: LiteNode): void;
+      centerOnNode?(node: LiteNode): void;
+      default_connection_color_byType: Record<string, string>;
+      setDirty?(a: boolean, b: boolean): void;
+    };
     extensionManager?: {
+      registerSidebarTab?(tab: object): void;
       toast?: { add(message: object): void };
       workflow?: { activeWorkflow?: { path: string } | null; openWorkflows?: { path: string }[] };
     };
     queuePrompt(number: number): Promise<unknown>;
+    reloadNodeDefs?(): Promise<void>;
+    refreshComboInNodes(): Promise<void>;
     registerExtension(extension: Extension): void;
   };
 }

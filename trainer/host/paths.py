@@ -6,7 +6,11 @@ from pathlib import Path
 
 import folder_paths
 
-from ..errors import LoraFileError, StorageError
+from ..errors import LoraFileError
+from ..runs.listing import Runs
+
+RUNS = "in-graph-lora"
+"""Below the output folder."""
 
 
 def input_directory() -> Path:
@@ -23,12 +27,12 @@ def lora_directory() -> Path:
 
 
 def runs_directory(name: str) -> Path:
-    return output_directory() / "in-graph-lora" / name
+    return output_directory() / RUNS / name
 
 
 def graph_images_directory() -> Path:
     """Pictures that came from the graph: ComfyUI clears its temp folder while datasets still point there."""
-    return output_directory() / "in-graph-lora" / "graph-images"
+    return output_directory() / RUNS / "graph-images"
 
 
 def cache_directory() -> Path:
@@ -52,18 +56,14 @@ def output_image(path: Path) -> dict[str, str]:
     return {"filename": path.name, "subfolder": folder, "type": "output"}
 
 
-def run_names() -> list[str]:
-    """`<name>/<run>` of every run below the output folder, newest first."""
-    runs = output_directory() / "in-graph-lora"
-    found = sorted(runs.glob("*/*/run.json"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
-    return [p.parent.relative_to(runs).as_posix() for p in found]
+def runs() -> Runs:
+    """All runs below the output folder."""
+    return Runs(output_directory() / RUNS)
 
 
-def run_path(name: str) -> Path:
-    """The folder behind a name of the list; any other name is refused, also one with path parts."""
-    if name not in run_names():
-        raise StorageError(f"there is no run {name!r}; refresh the list of runs")
-    return output_directory() / "in-graph-lora" / name
+def run_path(run: str) -> Path:
+    """The folder behind an id of the list; anything else is refused with StorageError."""
+    return runs().folder(run).path
 
 
 def lora_names() -> list[str]:

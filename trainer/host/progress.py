@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management
@@ -10,7 +12,10 @@ import psutil
 import torch
 from PIL import Image
 
+from .same_site import same_site
+
 PROGRESS_EVENT = "in_graph_lora.progress"
+FILES_EVENT = "in_graph_lora.files"
 
 
 def check_interrupt() -> None:
@@ -70,9 +75,24 @@ def prompt_id() -> str:
 
 
 def add_route(method: str, path: str, handler: Any) -> None:
-    """An endpoint of ComfyUI's web server; nothing where there is none."""
+    """An endpoint of ComfyUI's web server, for its own pages; nothing where there is no server."""
     if (server := _server()) is not None:
-        server.routes.route(method, path)(handler)
+        server.routes.route(method, path)(same_site(handler))
+
+
+def files_changed() -> None:
+    """Tells every open page that there are new LoRA files or runs, so that its lists are filled again."""
+    if (server := _server()) is not None:
+        server.send_sync(FILES_EVENT, {})
+
+
+@contextmanager
+def telling_of_files() -> Iterator[None]:
+    """However the block ends: a training that is stopped or fails leaves files too."""
+    try:
+        yield
+    finally:
+        files_changed()
 
 
 def _server() -> Any:

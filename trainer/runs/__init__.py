@@ -6,6 +6,7 @@
         events.jsonl      log          one line a step
         checkpoints/      checkpoints  the LoRA and the state of some steps
         previews/         previews     sample pictures
+        training.pid      in_use       the process that trains it now
 
 `steps` owns the names `step_N`. What others put into these folders, and what was damaged, is left out and
 named.

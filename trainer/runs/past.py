@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -22,6 +23,8 @@ NEWEST, BEST = 0, -1
 class PastRun:
     step: int
     lora: dict[str, Tensor]
+    path: Path
+    """The file that it was read from."""
     metadata: Mapping[str, str]
     losses: list[float]
     """Of the steps up to `step`."""
@@ -54,7 +57,9 @@ def load_past_run(folder: RunFolder, step: int) -> PastRun:
         lines.append(f"held-out loss {validations[step]:.5f}")
     if others := strangers(folder.checkpoints):
         lines.append(f"left out, not written by a run: {shortened(others)}")
-    return PastRun(step=step, lora=lora, metadata=metadata, losses=losses, summary="\n".join(lines))
+    return PastRun(
+        step=step, lora=lora, path=files[step], metadata=metadata, losses=losses, summary="\n".join(lines)
+    )
 
 
 def _best(folder: RunFolder, validations: Mapping[int, float], files: Mapping[int, object]) -> int:
