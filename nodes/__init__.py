@@ -11,6 +11,7 @@ from . import routes
 from .apply_lora import ApplyLoRA
 from .caption_images import CaptionImages
 from .compare_baseline import CompareBaseline
+from .evaluate_lora import EvaluateLoRA
 from .load_dataset import LoadDataset
 from .load_run import LoadRun
 from .lora_adapter import LoRAAdapter
@@ -36,6 +37,7 @@ NODES: list[type[io.ComfyNode]] = [
     PriorPreservation,
     LoadRun,
     PlanTraining,
+    EvaluateLoRA,
 ]
 
 
