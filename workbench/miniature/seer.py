@@ -83,7 +83,7 @@ def train_seer(count: int = 2500, epochs: int = 10, batch: int = 60) -> Seer:
     seer = Seer()
     pictures, captions = examples(count, seed=0)
     optimizer = torch.optim.AdamW(seer.parameters(), 3e-3, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * (count // batch))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * -(-count // batch))
     for epoch in range(epochs):
         for rows in torch.randperm(count).split(batch):
             seen = pictures[rows] * (1 + 0.1 * torch.randn(len(rows), 3, 1, 1))
