@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from ..trainer.errors import ConfigError, StorageError
-from ..trainer.host.paths import lora_path, run_names, run_path
+from ..trainer.host.paths import lora_path, output_image, run_names, run_path
 from ..trainer.host.progress import NodeProgress
 from ..trainer.host.sample import SAMPLERS, SCHEDULERS, SampleSettings
 from ..trainer.runs.checkpoints import loras
@@ -239,7 +239,7 @@ class EvaluateLoRA(io.ComfyNode):
         from ..trainer.evidence.choice import Bounds
         from ..trainer.evidence.shots import Kind, lines, shots
         from ..trainer.host.evidence import Question, evaluate
-        from ..trainer.host.evidence_files import chosen_loras, sheet, with_held_out, write
+        from ..trainer.host.evidence_files import chosen_loras, with_held_out, write
         from ..trainer.host.judges import judge_of
         from ..trainer.pictures.comparison import parse_strengths
         from ..trainer.pictures.drawing import to_pil
@@ -272,13 +272,13 @@ class EvaluateLoRA(io.ComfyNode):
         )
         judge = judge_of(clip_vision, Path(judge_folder.strip()) if judge_folder.strip() else None)
         result = evaluate(model, clip, vae, judge, question, NodeProgress(cls.hidden.unique_id))
-        text = write(result, folder)
+        text, grid, picture = write(result, folder)
         return io.NodeOutput(
             dict(result.best.load()),
             result.best_strength,
-            sheet(result),
+            grid,
             text,
-            ui={"text": [odd, text] if odd else [text]},
+            ui={"text": [odd, text] if odd else [text], "images": [output_image(picture)]},
         )
 
 

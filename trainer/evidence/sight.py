@@ -101,7 +101,7 @@ def low_pass(picture: Image.Image) -> Tensor:
 
 
 def feature_distance(a: Sight, b: Sight) -> Tensor:
-    """[len(a), len(b)]: 1 - cosine, 0 to 2, as half the squared distance, which is exact for equal pictures."""
+    """[len(a), len(b)]: 1 - cosine, 0 to 2, as half the squared distance: exact for equal pictures."""
     assert a.features is not None
     assert b.features is not None
     return torch.cdist(a.features, b.features, compute_mode=_EXACT).square() / 2

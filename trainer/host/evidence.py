@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from functools import partial
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Protocol
 
 import comfy.model_management as mm
@@ -16,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ... import __version__
 from ..adapters.names import is_text_encoder
 from ..config import TrainConfig
 from ..data.batches import CachedSample
@@ -200,11 +203,13 @@ def _settings(question: Question, decisive: Mapping[str, Any], judge: Judge | No
     dataset = question.dataset
     return {
         **decisive,
+        "in_graph_lora": __version__,
+        "created": datetime.now().isoformat(timespec="seconds"),
         "strengths": list(question.strengths),
         "loras": [{"name": lora.name, "step": lora.step, "sha256": lora.digest} for lora in question.loras],
         "judge": {"name": judge.name, "digest": judge.digest} if judge is not None else None,
         "dataset": dataset.digest if dataset is not None else None,
-        "references": len(question.references),
+        "references": [sha256(picture.tobytes()).hexdigest() for picture in question.references],
         "seeds": sorted({shot.seed for shot in question.shots}),
     }
 

@@ -16,8 +16,8 @@ from ..errors import ConfigError
 from ..evidence.kept import tensors_digest
 from ..evidence.page import page
 from ..evidence.shots import KINDS, evenly
-from ..files import not_written, sha256, write_json, write_text
-from ..pictures.drawing import to_tensor
+from ..files import not_written, sha256, write_image, write_json, write_text
+from ..pictures.drawing import to_pil, to_tensor
 from ..pictures.grid import labelled_grid
 from ..runs.checkpoints import loras
 from ..runs.folder import RunFolder
@@ -90,8 +90,11 @@ def sheet(result: Evaluated) -> Tensor:
     return to_tensor(labelled_grid(titles, rows))
 
 
-def write(result: Evaluated, run: RunFolder | None) -> str:
-    """report.json and report.html in a folder of their own; returns the Markdown, which names it."""
+def write(result: Evaluated, run: RunFolder | None) -> tuple[str, Tensor, Path]:
+    """report.json, report.html and more in a folder of their own.
+
+    Returns the Markdown, which names the folder, the grid of `sheet`, and where that lies as a picture.
+    """
     parent = run.path / "evidence" if run is not None else paths.evidence_directory()
     folder = _new_folder(parent)
     report = result.report
@@ -101,7 +104,9 @@ def write(result: Evaluated, run: RunFolder | None) -> str:
     where = folder.relative_to(paths.output_directory()).as_posix()
     text = f"{report.markdown()}\n\nReport with pictures: {where}/report.html"
     write_text(folder / "report.md", text + "\n")
-    return text
+    grid = sheet(result)
+    write_image(folder / "grid.png", to_pil(grid))
+    return text, grid, folder / "grid.png"
 
 
 def _new_folder(parent: Path) -> Path:
