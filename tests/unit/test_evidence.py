@@ -99,8 +99,8 @@ def test_no_drift_is_0_and_another_picture_in_each_place_is_about_1():
 def test_diversity_falls_when_each_prompt_gives_one_picture():
     rows = [i for i, shot in enumerate(SHOTS) if shot.kind == "class"]
     same = list(BASE_PICTURES)
-    for i in rows:
-        same[i] = painted(3)
+    for i in rows:  # one for each prompt
+        same[i] = painted(3 if SHOTS[i].prompt == "a" else 4)
     assert found(same).figures["class_diversity"].value == pytest.approx(0, abs=1e-5)
     assert found(list(BASE_PICTURES)).figures["class_diversity"].value > 0.3
 
@@ -108,7 +108,9 @@ def test_diversity_falls_when_each_prompt_gives_one_picture():
 def test_near_copies_are_found_and_named_and_other_pictures_of_the_subject_are_not():
     trained = [painted(1), painted(7), *SUBJECT[2:4]]
     known = Known(references=seen(SUBJECT[3:]), trained=seen(trained), trained_names=["p0", "p1", "p2", "p3"])
-    pictures = drawn({})
+    pictures = list(BASE_PICTURES)
+    for i in range(12):
+        pictures[i] = Image.blend(painted(1), painted(3000 + i), 0.4)
     pictures[0] = pictures[3] = Image.blend(painted(7), painted(8), 0.02)
     findings = found(pictures, known)
     assert [(c.shot, c.name) for c in findings.copies] == [(0, "p1"), (3, "p1")]

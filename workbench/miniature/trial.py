@@ -187,7 +187,7 @@ def drawn_base() -> list[Image.Image]:
 
 
 def figures(
-    pictures: Sequence[Image.Image], base: Sequence[Image.Image], few: bool = False
+    pictures: Sequence[Image.Image], base: Sequence[Image.Image], few: bool = False, fid: bool = True
 ) -> dict[str, float]:
     """By the engine. few: what was trained on were the first pictures only."""
     from in_graph_lora.trainer.evidence.known import Known
@@ -207,7 +207,7 @@ def figures(
         texts=checked(own, own.read([one.prompt.replace(f"{subject.NAME} ", "a ") for one in asked()]), ""),
     )
     shots: Any = [Shot(kind=one.kind, prompt=one.prompt, seed=one.seed) for one in asked()]  # type: ignore[arg-type]
-    found = measure(shots, sight(base), sight(pictures), known, fid=True)
+    found = measure(shots, sight(base), sight(pictures), known, fid=fid)
     return {key: measured.value for key, measured in found.figures.items()}
 
 

@@ -1,0 +1,44 @@
+"""The judges, judged: figures of Evaluate LoRA on sets of drawn pictures whose truth is exact."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from in_graph_lora.trainer.evidence.figures import FIGURES
+from workbench.miniature import trial
+
+RANKS = 0.8
+"""Least Spearman's ρ of a figure that is shown."""
+SURE = 0.5
+"""Least lower end of its interval."""
+UNTRIED = ("loss",)
+"""It is over held-out pictures, and needs no judge."""
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return json.loads(trial.OUT.read_text(encoding="utf-8"))
+
+
+def test_what_is_shown_followed_the_truth_in_the_drawn_trial_and_nothing_else_is(stored):
+    for figure in FIGURES:
+        if figure.key not in UNTRIED:
+            found = stored["drawn"][figure.key]
+            assert figure.shown == (found["rho"] >= RANKS and found["interval"][0] > SURE), figure.key
+
+
+@pytest.mark.parametrize("truth", ["subject", "leak", "copies", "drift"])
+def test_the_main_figures_rank_drawn_sets_as_they_were_spoiled(truth):
+    sets = [trial.drawn(truth, share, seed=9) for share in (0.0, 0.5, 1.0)]
+    values = [trial.figures(pictures, trial.drawn_base(), fid=False)[truth] for pictures, _ in sets]
+    truths = [value for _, value in sets]
+    ranked = [value for _, value in sorted(zip(truths, values, strict=True))]
+    assert ranked == sorted(ranked)
+    assert ranked[0] < ranked[1] < ranked[2]
+
+
+def test_pictures_of_the_subject_that_were_never_trained_on_are_no_copies():
+    pictures, _ = trial.drawn("copies", 0.0, seed=9)
+    assert trial.figures(pictures, trial.drawn_base(), fid=False)["copies"] <= 0.2
