@@ -22,11 +22,20 @@ def stored():
     return json.loads(trial.OUT.read_text(encoding="utf-8"))
 
 
-def test_what_is_shown_followed_the_truth_in_the_drawn_trial_and_nothing_else_is(stored):
+def test_what_is_shown_followed_the_truth_and_nothing_else_is(stored):
     for figure in FIGURES:
         if figure.key not in UNTRIED:
-            found = stored["drawn"][figure.key]
-            assert figure.shown == (found["rho"] >= RANKS and found["interval"][0] > SURE), figure.key
+            drawn, learned = stored["drawn"][figure.key], stored["learned"]["ranked"].get(figure.key)
+            follows = drawn["rho"] >= RANKS and drawn["interval"][0] > SURE
+            follows &= learned is None or learned["interval"][0] > 0
+            assert figure.shown == follows, figure.key
+
+
+def test_learned_by_heart_is_told_from_learned(stored):
+    """Five pictures, of the LoRAs of docs/learning.md."""
+    copies = {name: row["figures"]["copies"] for name, row in stored["learned"]["rows"].items()}
+    assert max(copies, key=lambda name: copies[name]) == "ours-5"
+    assert copies["ours-15"] == copies["ours-25"] == copies["base"] == 0
 
 
 @pytest.mark.parametrize("truth", ["subject", "leak", "copies", "drift"])

@@ -11,9 +11,8 @@ from .shots import Candidate
 
 FIDELITY = ("subject", "loss")
 """The first of these that was measured decides."""
-DRIFT = ("drift", "class_drift")
-PIXEL_DRIFT = ("pixel_drift",)
-"""Where there is no judge."""
+DRIFT = ("drift", "pixel_drift")
+"""The first of these that was measured is bounded."""
 COPIES = ("copies", "pixel_copies")
 
 Column = tuple[Candidate, Mapping[str, Measured]]
@@ -42,14 +41,12 @@ class Choice:
 
 def exceeded(measured: Mapping[str, Measured], bounds: Bounds) -> list[str]:
     """What of a candidate is out of bounds, in words."""
-    drift = DRIFT if any(key in measured for key in DRIFT) else PIXEL_DRIFT
-    limits = [(key, bounds.drift) for key in drift] + [
-        (key, bounds.copies) for key in COPIES if BY_KEY[key].shown
-    ]
+    limits = [(key, bounds.drift) for key in DRIFT if key in measured][:1]
+    limits += [(key, bounds.copies) for key in COPIES if key in measured]
     return [
         f"{BY_KEY[key].title} is {measured[key].value:.2f}, above {limit:g}"
         for key, limit in limits
-        if key in measured and measured[key].value > limit
+        if measured[key].value > limit
     ]
 
 
@@ -66,11 +63,7 @@ def choose(columns: Sequence[Column], bounds: Bounds) -> Choice:
     figure = BY_KEY[key]
     within = [i for i in loras if not exceeded(columns[i][1], bounds)]
     if not within:
-        drifts = {
-            i: max((columns[i][1][k].value for k in (*DRIFT, *PIXEL_DRIFT) if k in columns[i][1]), default=0)
-            for i in loras
-        }
-        least = min(loras, key=lambda i: drifts[i])
+        least = min(loras, key=lambda i: _drift(columns[i][1]))
         return Choice(column=least, reason="none stays within bounds; the one that drifts least was taken")
     sign = 1 if figure.good == "higher" else -1
     best = max(within, key=lambda i: (sign * columns[i][1][key].value, -i))
@@ -78,3 +71,7 @@ def choose(columns: Sequence[Column], bounds: Bounds) -> Choice:
     of = f" of the {len(within)} within bounds ({out} are not)" if out else ""
     best_word = "highest" if sign == 1 else "lowest"
     return Choice(column=best, reason=f"{best_word} {figure.title}{of}: {columns[best][1][key].value:.3f}")
+
+
+def _drift(measured: Mapping[str, Measured]) -> float:
+    return next((measured[key].value for key in DRIFT if key in measured), 0.0)

@@ -59,6 +59,7 @@ FIGURES = (
         good="higher",
         kind="trigger",
         needs="text",
+        shown=False,
     ),
     Figure(
         key="diversity",
@@ -68,6 +69,7 @@ FIGURES = (
         good="higher",
         kind="trigger",
         needs="judge",
+        shown=False,
     ),
     Figure(
         key="class_diversity",
@@ -77,6 +79,7 @@ FIGURES = (
         good="higher",
         kind="class",
         needs="judge",
+        shown=False,
     ),
     Figure(
         key="leak",
@@ -104,6 +107,7 @@ FIGURES = (
         good="lower",
         kind="class",
         needs="judge",
+        shown=False,
     ),
     Figure(
         key="kid",

@@ -149,6 +149,7 @@ def evaluate(
         if candidate in losses:
             found = replace(found, figures={**found.figures, "loss": losses[candidate]})
         columns.append((candidate, found))
+    notes += _not_asked(question.shots)
     if judge is not None and not spread.available():
         notes.append(spread.MISSING)
     if question.fid:
@@ -251,6 +252,15 @@ def _told(progress: Progress, what: str) -> Callable[[int, int], None]:
         progress.text(f"{what} {done + 1}/{total}")
 
     return told
+
+
+def _not_asked(shots: Sequence[Shot]) -> list[str]:
+    kinds = {shot.kind for shot in shots}
+    missing = {
+        "class": "leak is not measured: write class_prompts, the class without the trigger",
+        "unrelated": "drift is not measured: write unrelated_prompts",
+    }
+    return [text for kind, text in missing.items() if kind not in kinds]
 
 
 def _on_fid(shots: Sequence[Shot]) -> str:

@@ -1,12 +1,13 @@
 """The judges are judged: do the figures rank LoRAs, and drawn sets, as the truth does?
 
-    python -m workbench.miniature.trial [--spoiled FOLDER] [--out FILE]
+    python -m workbench.miniature.trial [--only drawn | learned | spoiled] [--spoiled FOLDER] [--out FILE]
 
-Two trials. *Drawn*: sets of drawn pictures in which a known share is wrong (the subject is missing, in the
-class, copied from training pictures, …), so that the truth is exact. *LoRAs*: pictures of `spoiled.py`, whose
-truth is the classifier of `judge.py`. The judge in both is `seer.py`, which knows neither.
+    drawn     sets of drawn pictures in which a known share is wrong (the subject is missing, in the class,
+              copied from training pictures, …): the truth is exact
+    learned   the LoRAs of docs/learning.md: their pictures there, and the truth of learning.json
+    spoiled   the LoRAs of spoiled.py, which are made to fail; the truth is the classifier of judge.py
 
-Writes trial.json beside this file and prints the table of docs/evidence.md.
+The judge in all is `seer.py`, which knows nothing of the subject. Writes trial.json beside this file.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from PIL import Image, ImageFilter
 from scipy.stats import kendalltau, spearmanr
 from torch import Tensor
 
+from .. import ROOT
 from . import judge, seer, spoiled, subject, world
 
 OUT = Path(__file__).parent / "trial.json"
@@ -86,8 +88,8 @@ def asked() -> list[Asked]:
 
 
 @cache
-def trained() -> list[Image.Image]:
-    return [picture for picture, _ in subject.subject_pictures(spoiled.PICTURES)]
+def trained(count: int = spoiled.PICTURES) -> list[Image.Image]:
+    return [picture for picture, _ in subject.subject_pictures(count)]
 
 
 @cache
@@ -187,9 +189,14 @@ def drawn_base() -> list[Image.Image]:
 
 
 def figures(
-    pictures: Sequence[Image.Image], base: Sequence[Image.Image], few: bool = False, fid: bool = True
+    pictures: Sequence[Image.Image],
+    base: Sequence[Image.Image],
+    *,
+    shots: Sequence[Asked] | None = None,
+    count: int = spoiled.PICTURES,
+    fid: bool = True,
 ) -> dict[str, float]:
-    """By the engine. few: what was trained on were the first pictures only."""
+    """By the engine. shots: what was asked for; None is `asked`. count: how many pictures were trained on."""
     from in_graph_lora.trainer.evidence.known import Known
     from in_graph_lora.trainer.evidence.measure import measure
     from in_graph_lora.trainer.evidence.shots import Shot
@@ -198,16 +205,16 @@ def figures(
     def sight(images: Sequence[Image.Image]) -> Any:
         return look(SeerJudge(), [image.copy for image in images], "pictures")
 
-    own = SeerJudge()
-    kept = trained()[: spoiled.FEW_PICTURES] if few else trained()
+    own, shots = SeerJudge(), asked() if shots is None else shots
+    kept = trained(count)
     known = Known(
         references=sight(references()),
         trained=sight(kept),
         trained_names=[f"p{i:02}" for i in range(len(kept))],
-        texts=checked(own, own.read([one.prompt.replace(f"{subject.NAME} ", "a ") for one in asked()]), ""),
+        texts=checked(own, own.read([one.prompt.replace(f"{subject.NAME} ", "a ") for one in shots]), ""),
     )
-    shots: Any = [Shot(kind=one.kind, prompt=one.prompt, seed=one.seed) for one in asked()]  # type: ignore[arg-type]
-    found = measure(shots, sight(base), sight(pictures), known, fid=fid)
+    wanted: Any = [Shot(kind=one.kind, prompt=one.prompt, seed=one.seed) for one in shots]  # type: ignore[arg-type]
+    found = measure(wanted, sight(base), sight(pictures), known, fid=fid)
     return {key: measured.value for key, measured in found.figures.items()}
 
 
@@ -276,46 +283,105 @@ def drawn_trial() -> dict[str, Any]:
     return found
 
 
-def lora_trial(folder: Path) -> dict[str, Any]:
-    """Each figure over the LoRAs whose pictures are there."""
+def learned_trial() -> dict[str, Any]:
+    """Each figure over the pictures of docs/learning, nine a LoRA, against learning.json's truth of 80 and 40
+    prompts each: real LoRAs, of which some learned nothing, or too much."""
+    from . import experiment, learn
+
+    prompts = experiment.Prompts.make(40)
+    named = prompts.identifier[: learn.SHOWN_IDENTIFIER]
+    shots = [Asked("trigger", text, scene, i) for i, (scene, text) in enumerate(named)]
+    plain = world.Scene(place="", colour="")
+    shots += [Asked("class", text, plain, i) for i, text in enumerate(prompts.plain[: learn.SHOWN_PLAIN])]
+
+    def strip(name: str) -> list[Image.Image]:
+        with Image.open(ROOT / "docs" / "learning" / f"{name}.jpg") as sheet:
+            return [sheet.crop((130 * i, 0, 130 * i + 128, 128)).convert("RGB") for i in range(len(shots))]
+
     rows = {}
-    names = [name for name in spoiled.TITLES if (folder / name).is_dir()]
+    for name, row in json.loads(learn.OUT.read_text(encoding="utf-8"))["rows"].items():
+        count = int(next((part for part in name.split("-") if part.isdigit()), spoiled.PICTURES))
+        rows[name] = {
+            "title": row["title"],
+            "figures": figures(strip(name), strip("base"), shots=shots, count=count, fid=False),
+            "truth": {
+                "subject": row["subject"],
+                "prompt": row["held"],
+                "leak": row["class_leak"],
+                "class_drift": 1 - row["class_right"],
+            },
+        }
+    return {"rows": rows, "ranked": ranked(rows)}
+
+
+def spoiled_trial(folder: Path) -> dict[str, Any]:
+    """Each figure over the LoRAs whose pictures are there, against what the classifier sees in them."""
 
     def pictures(name: str) -> list[Image.Image]:
         return [Image.open(path).convert("RGB") for path in sorted((folder / name).glob("*.png"))]
 
-    for name in names:
+    rows = {}
+    for name in [name for name in spoiled.TITLES if (folder / name).is_dir()]:
         own = pictures(name)
+        count = spoiled.FEW_PICTURES if name == "too-many" else spoiled.PICTURES
         rows[name] = {
             "title": spoiled.TITLES[name],
-            "figures": figures(own, pictures("base"), few=name == "too-many"),
+            "figures": figures(own, pictures("base"), count=count),
             "truth": truth_of(own),
         }
-        print(name, json.dumps(rows[name]["truth"]), flush=True)
+    return {"rows": rows, "ranked": ranked(rows)}
+
+
+def ranked(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Of each figure over the LoRAs, without the base."""
     loras = [row for name, row in rows.items() if name != "base"]
-    ranked = {}
+    found = {}
     for key, own in FOLLOWS.items():
-        if all(key in row["figures"] and own in row["truth"] for row in loras):
+        if loras and all(key in row["figures"] and own in row["truth"] for row in loras):
             values, truth = [row["figures"][key] for row in loras], [row["truth"][own] for row in loras]
-            ranked[key] = correlation(values, truth)
-            print(f"{key:16} {ranked[key]}", flush=True)
-    return {"rows": rows, "ranked": ranked}
+            found[key] = correlation(values, truth)
+            print(f"{key:16} {found[key]}", flush=True)
+    return found
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Of docs/evidence.md: for each figure the rank correlation with its truth in each trial that was run."""
+    from in_graph_lora.trainer.evidence.figures import FIGURES
+
+    def cell(trial: str, key: str) -> str:
+        own = found.get(trial, {})
+        own = own.get(key) if trial == "drawn" else own.get("ranked", {}).get(key)
+        if own is None or own["rho"] is None:
+            return "–"
+        return f"{own['rho']:.2f} ({own['interval'][0]:.2f} to {own['interval'][1]:.2f})"
+
+    lines = ["| figure | in the literature | drawn sets | LoRAs | shown |", "|---|---|---|---|---|"]
+    for figure in FIGURES:
+        cells = [figure.title, figure.literature, cell("drawn", figure.key), cell("learned", figure.key)]
+        lines.append("| " + " | ".join([*cells, "yes" if figure.shown else "on request"]) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Hold the figures of Evaluate LoRA against the truth.")
     parser.add_argument("--spoiled", type=Path, default=spoiled.WORK, help="what spoiled.py made")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--only", choices=("drawn", "loras"), help="leave the other trial as it is")
+    parser.add_argument(
+        "--only", choices=("drawn", "learned", "spoiled"), help="leave the others as they are"
+    )
     args = parser.parse_args()
     from ..dev import host
 
     host.register_pack()
     found = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
-    if args.only != "loras":
-        found["drawn"] = drawn_trial()
-    if args.only != "drawn":
-        found["loras"] = lora_trial(args.spoiled)
+    trials = {
+        "drawn": drawn_trial,
+        "learned": learned_trial,
+        "spoiled": lambda: spoiled_trial(args.spoiled),
+    }
+    for name in [args.only] if args.only else trials:
+        found[name] = trials[name]()
+    print(table(found))
     args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
