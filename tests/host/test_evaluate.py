@@ -205,7 +205,8 @@ def test_without_judge_dataset_and_references_it_says_what_is_missing(loaded, re
     text = evaluate(loaded, lora=result.lora)[3]
     assert "there is no judge: only pixels are compared" in text
     assert "connect the dataset that was trained on" in text
-    assert "drift in pixels" in text
+    assert "diversity in pixels" in text
+    assert "drift in pixels" not in text
 
 
 @pytest.mark.parametrize(

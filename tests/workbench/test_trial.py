@@ -13,6 +13,8 @@ RANKS = 0.8
 """Least Spearman's ρ of a figure that is shown."""
 SURE = 0.5
 """Least lower end of its interval."""
+MOST_HARMLESS = 0.5
+"""Most that a figure of drift may say of right pictures that are merely others, of what it says of harm."""
 UNTRIED = ("loss",)
 """It is over held-out pictures, and needs no judge."""
 
@@ -28,6 +30,8 @@ def test_what_is_shown_followed_the_truth_and_nothing_else_is(stored):
             drawn, learned = stored["drawn"][figure.key], stored["learned"]["ranked"].get(figure.key)
             follows = drawn["rho"] >= RANKS and drawn["interval"][0] > SURE
             follows &= learned is None or learned["interval"][0] > 0
+            drift = stored["harmless"].get(figure.key)
+            follows &= drift is None or drift["harmless"] <= MOST_HARMLESS * drift["spoiled"]
             assert figure.shown == follows, figure.key
 
 

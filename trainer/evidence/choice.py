@@ -11,8 +11,7 @@ from .shots import Candidate
 
 FIDELITY = ("subject", "loss")
 """The first of these that was measured decides."""
-DRIFT = ("drift", "pixel_drift")
-"""The first of these that was measured is bounded."""
+DRIFT = "drift"
 COPIES = ("copies", "pixel_copies")
 
 Column = tuple[Candidate, Mapping[str, Measured]]
@@ -41,12 +40,11 @@ class Choice:
 
 def exceeded(measured: Mapping[str, Measured], bounds: Bounds) -> list[str]:
     """What of a candidate is out of bounds, in words."""
-    limits = [(key, bounds.drift) for key in DRIFT if key in measured][:1]
-    limits += [(key, bounds.copies) for key in COPIES if key in measured]
+    limits = [(DRIFT, bounds.drift), *((key, bounds.copies) for key in COPIES)]
     return [
         f"{BY_KEY[key].title} is {measured[key].value:.2f}, above {limit:g}"
         for key, limit in limits
-        if measured[key].value > limit
+        if key in measured and measured[key].value > limit
     ]
 
 
@@ -74,4 +72,4 @@ def choose(columns: Sequence[Column], bounds: Bounds) -> Choice:
 
 
 def _drift(measured: Mapping[str, Measured]) -> float:
-    return next((measured[key].value for key in DRIFT if key in measured), 0.0)
+    return measured[DRIFT].value if DRIFT in measured else 0.0

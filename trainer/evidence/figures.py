@@ -111,7 +111,7 @@ FIGURES = (
     ),
     Figure(
         key="kid",
-        title="distribution drift",
+        title="drift of the distribution (KID)",
         literature="KID (Bińkowski et al. 2018), the judge's features",
         range="about 0 and more",
         good="lower",
@@ -120,7 +120,7 @@ FIGURES = (
     ),
     Figure(
         key="fid",
-        title="distribution drift",
+        title="drift of the distribution (FID)",
         literature="FID (Heusel et al. 2017), the judge's features",
         range="0 and more",
         good="lower",
@@ -153,6 +153,7 @@ FIGURES = (
         good="lower",
         kind="unrelated",
         needs="pictures",
+        shown=False,
     ),
     Figure(
         key="pixel_diversity",

@@ -131,7 +131,7 @@ def _once(encode: Any) -> Any:
     encoded: dict[str, Any] = {}
 
     def encode_once(tokens: Any, *args: Any, **kwargs: Any) -> Any:
-        key = str(tokens)
+        key = str((tokens, args, kwargs))
         if key not in encoded:
             encoded[key] = encode(tokens, *args, **kwargs)
         return encoded[key]

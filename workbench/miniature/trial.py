@@ -1,9 +1,10 @@
 """The judges are judged: do the figures rank LoRAs, and drawn sets, as the truth does?
 
-    python -m workbench.miniature.trial [--only drawn | learned | spoiled] [--spoiled FOLDER] [--out FILE]
+    python -m workbench.miniature.trial [--only TRIAL] [--spoiled FOLDER] [--out FILE]
 
     drawn     sets of drawn pictures in which a known share is wrong (the subject is missing, in the class,
               copied from training pictures, …): the truth is exact
+    harmless  drawn sets that are right and merely others than the base's: what a drift must pass over
     learned   the LoRAs of docs/learning.md: their pictures there, and the truth of learning.json
     spoiled   the LoRAs of spoiled.py, which are made to fail; the truth is the classifier of judge.py
 
@@ -283,6 +284,24 @@ def drawn_trial() -> dict[str, Any]:
     return found
 
 
+def harmless_trial() -> dict[str, Any]:
+    """What each figure of drift says of pictures that are as right as the base's and merely others, and of
+    pictures that all became the subject. Means over SETS sets."""
+    found: dict[str, Any] = {}
+    for key in [key for key, truth in FOLLOWS.items() if truth in ("drift", "class_drift")]:
+        found[key] = {"harmless": 0.0, "spoiled": 0.0}
+    for seed in range(SETS):
+        random = Random(f"harmless {seed}")
+        others = [right(one, random) for one in asked()]
+        harmless = figures(others, drawn_base())
+        for key, values in found.items():
+            spoiled_ones, _ = drawn(FOLLOWS[key], 1.0, seed)
+            values["harmless"] += harmless[key] / SETS
+            values["spoiled"] += figures(spoiled_ones, drawn_base())[key] / SETS
+    print(json.dumps(found))
+    return {key: {name: round(v, 3) for name, v in values.items()} for key, values in found.items()}
+
+
 def learned_trial() -> dict[str, Any]:
     """Each figure over the pictures of docs/learning, nine a LoRA, against learning.json's truth of 80 and 40
     prompts each: real LoRAs, of which some learned nothing, or too much."""
@@ -355,9 +374,21 @@ def table(found: Mapping[str, Any]) -> str:
             return "–"
         return f"{own['rho']:.2f} ({own['interval'][0]:.2f} to {own['interval'][1]:.2f})"
 
-    lines = ["| figure | in the literature | drawn sets | LoRAs | shown |", "|---|---|---|---|---|"]
+    heads = (
+        "figure",
+        "in the literature",
+        "drawn sets",
+        "LoRAs",
+        "spoiled LoRAs",
+        "harmless / spoiled",
+        "shown",
+    )
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for figure in FIGURES:
-        cells = [figure.title, figure.literature, cell("drawn", figure.key), cell("learned", figure.key)]
+        trials = [cell(name, figure.key) for name in ("drawn", "learned", "spoiled")]
+        own = found["harmless"].get(figure.key)
+        cells = [figure.title, figure.literature, *trials]
+        cells.append(f"{own['harmless']:.2f} / {own['spoiled']:.2f}" if own else "–")
         lines.append("| " + " | ".join([*cells, "yes" if figure.shown else "on request"]) + " |")
     return "\n".join(lines)
 
@@ -367,7 +398,7 @@ def main() -> None:
     parser.add_argument("--spoiled", type=Path, default=spoiled.WORK, help="what spoiled.py made")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument(
-        "--only", choices=("drawn", "learned", "spoiled"), help="leave the others as they are"
+        "--only", choices=("drawn", "harmless", "learned", "spoiled"), help="leave the others as they are"
     )
     args = parser.parse_args()
     from ..dev import host
@@ -376,6 +407,7 @@ def main() -> None:
     found = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     trials = {
         "drawn": drawn_trial,
+        "harmless": harmless_trial,
         "learned": learned_trial,
         "spoiled": lambda: spoiled_trial(args.spoiled),
     }
