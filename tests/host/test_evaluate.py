@@ -17,6 +17,7 @@ from in_graph_lora.trainer.config import SaveConfig, ValidationConfig
 from in_graph_lora.trainer.data.records import Dataset
 from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.errors import ConfigError
+from in_graph_lora.trainer.files import sha256
 from in_graph_lora.trainer.host import evidence, paths
 from in_graph_lora.trainer.runs.result import Result
 
@@ -95,15 +96,21 @@ def last_report(output: Path) -> dict[str, Any]:
 
 def test_checkpoints_of_a_run_are_judged_by_a_vision_model(loaded, dataset, output, pictures):
     lora, strength, grid, text = evaluate(
-        loaded, run=run_name(), dataset=dataset, clip_vision=clip_vision("dinov3"), strengths="0.5, 1"
+        loaded,
+        run=run_name(),
+        dataset=dataset,
+        clip_vision=clip_vision("dinov3"),
+        strengths="0.5, 1",
+        checkpoints=1,
     )
     report = last_report(output)
     labels = [column["label"] for column in report["columns"]]
-    assert labels == ["without LoRA", "step 2 × 0.5", "step 2 × 1", "step 4 × 0.5", "step 4 × 1"]
-    assert len(pictures) == 6 * 5
+    assert labels == ["without LoRA", "step 4 × 0.5", "step 4 × 1"]
+    assert len(pictures) == 6 * 3
     best = report["columns"][report["best"]["column"]]
     assert strength == best["strength"]
-    assert any(best["digest"] == torch_digest(output, step) and same(lora, output, step) for step in (2, 4))
+    assert best["digest"] == sha256(next(output.rglob("step_000004.safetensors")))
+    assert same(lora, output, 4)
     wanted = {"subject", "leak", "drift", "class_drift", "diversity", "class_diversity", "loss"}
     for column in report["columns"]:
         assert wanted <= set(column["figures"])
@@ -113,15 +120,9 @@ def test_checkpoints_of_a_run_are_judged_by_a_vision_model(loaded, dataset, outp
     assert report["columns"][-1]["figures"]["drift"]["value"] > 0
     assert report["references_unseen"] is True
     assert "**Best: step" in text
-    assert grid.shape[2] > 5 * 64
+    assert grid.shape[2] > 3 * 64
     page = next(output.rglob("report.html")).read_text(encoding="utf-8")
-    assert page.count("data:image/jpeg") == 6 * 5
-
-
-def torch_digest(output: Path, step: int) -> str:
-    from in_graph_lora.trainer.files import sha256
-
-    return sha256(next(output.rglob(f"step_{step:06}.safetensors")))
+    assert page.count("data:image/jpeg") == 6 * 3
 
 
 def same(lora: dict[str, torch.Tensor], output: Path, step: int) -> bool:
