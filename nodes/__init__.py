@@ -14,6 +14,7 @@ from .check_trigger import CheckTrigger
 from .compare_baseline import CompareBaseline
 from .dataset_report import DatasetReport
 from .edit_captions import EditCaptions
+from .evaluate_lora import EvaluateLoRA
 from .image_framing import ImageFraming
 from .join_datasets import JoinDatasets
 from .load_dataset import LoadDataset
@@ -48,6 +49,7 @@ NODES: list[type[io.ComfyNode]] = [
     JoinDatasets,
     DatasetReport,
     VideoClips,
+    EvaluateLoRA,
 ]
 
 

@@ -20,6 +20,7 @@ const VIEWS = {
   CompareBaseline: compareView,
   DatasetReport: markdownView,
   EditCaptions: textView,
+  EvaluateLoRA: markdownView,
   JoinDatasets: textView,
   LoadDataset: textView,
   LoadRun: loadRunView,

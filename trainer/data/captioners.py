@@ -17,7 +17,8 @@ from ..errors import ConfigError, DatasetError, shortened
 from ..files import read_json, sha256, write_json
 from ..text import readable
 from .captions import closed
-from .images import open_image
+from .images import WHITE, on_colour
+from .pixels import opened
 from .records import ImageRecord
 
 MAX_SIDE = 1024
@@ -149,11 +150,11 @@ def caption_pictures(
         with start() as captioner:
             size = 1 if request.draws else captioner.batch
             for first in range(0, len(missing), size):
-                opened = _opened(missing[first : first + size], bad)
+                looks = _looks([pictures[path] for path in missing[first : first + size]], bad)
                 # Now and not before: the model may have been at work for hours, and files are edited.
-                digests = [sha256(path) for path in opened]
-                texts = captioner.caption(list(opened.values()), _seed(request, digests)) if opened else []
-                for (path, picture), digest, text in zip(opened.items(), digests, texts, strict=True):
+                digests = [sha256(path) for path in looks]
+                texts = captioner.caption(list(looks.values()), _seed(request, digests)) if looks else []
+                for (path, picture), digest, text in zip(looks.items(), digests, texts, strict=True):
                     found[path] = cleaned(text)
                     cache.put(digest, found[path])
                     told(len(found), len(pictures), pictures[path].name, found[path], picture)
@@ -173,17 +174,18 @@ def cleaned(text: str) -> str:
     return text
 
 
-def _opened(paths: Sequence[Path], bad: list[str]) -> dict[Path, Image.Image]:
-    opened: dict[Path, Image.Image] = {}
-    for path in paths:
+def _looks(records: Sequence[ImageRecord], bad: list[str]) -> dict[Path, Image.Image]:
+    """What the captioner sees of each; of a clip the first frame."""
+    looks: dict[Path, Image.Image] = {}
+    for record in records:
         try:
-            picture = open_image(path)
+            picture = on_colour(opened(record)[0], WHITE)
         except DatasetError as error:
             bad.append(str(error))
             continue
         picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-        opened[path] = picture
-    return opened
+        looks[record.path] = picture
+    return looks
 
 
 def _seed(request: CaptionRequest, digests: Sequence[str]) -> int:

@@ -50,6 +50,20 @@ def unpacked_directory() -> Path:
     return output_directory() / "in-graph-lora" / "unpacked"
 
 
+def evidence_directory() -> Path:
+    """Pictures that Evaluate LoRA has drawn, and reports on LoRAs that are of no run."""
+    return output_directory() / "in-graph-lora" / "evidence"
+
+
+def comfyui_version() -> str:
+    """Empty where ComfyUI does not say."""
+    try:
+        from comfyui_version import __version__
+    except ImportError:
+        return ""
+    return __version__
+
+
 def output_image(path: Path) -> dict[str, str]:
     """A picture below the output folder, as the page asks for it."""
     folder = path.parent.relative_to(output_directory()).as_posix()

@@ -12,39 +12,52 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ..config import ObjectiveConfig, ValidationConfig
 from ..data.batches import Sample
 from ..events import Validated
 from ..noise import add_noise
-from ..objective import Objective
+from ..objective import ConditionOf, Objective, cached_condition
+from ..ports import Denoiser
 from ..rng import stream
 from ..timesteps import sigma_from_uniform
 
 STRATA = 8
 
 
-@torch.no_grad()
 def held_out_loss(objective: Objective, samples: Sequence[Sample], seed: int, batch_size: int) -> float:
     """Measured with the weights that are in the network now; `batch_size` bounds the memory."""
-    denoiser = objective.denoiser
-    device = denoiser.device
-    total = torch.zeros((), device=device)
     with objective.adapter.evaluating():
-        for i, stored in enumerate(samples):
-            sample = stored.load()
-            x_0 = sample.latent.expand(STRATA, *sample.latent.shape)
-            noise = torch.randn(x_0.shape, generator=stream(seed, "validation", i))
-            u = (torch.arange(STRATA) + 0.5) / STRATA
-            tokens = sample.latent[0].numel() / 4
-            sigma = sigma_from_uniform(u, ObjectiveConfig(), denoiser.process, tokens)
-            noised = add_noise(denoiser.process, x_0.to(device), noise.to(device), sigma.to(device))
-            condition = objective.condition_of(sample, False)
-            for part in torch.arange(STRATA).split(batch_size):
-                part = part.to(device)
-                output = denoiser.predict(noised.x_t[part], noised.sigma[part], [condition] * len(part))
-                total += (output - noised.target[part]).square().flatten(1).mean(1).sum()
-    return float(total / (STRATA * len(samples)))
+        levels = level_losses(objective.denoiser, samples, seed, batch_size, objective.condition_of)
+    return float(levels.sum() / levels.numel())
+
+
+@torch.no_grad()
+def level_losses(
+    denoiser: Denoiser,
+    samples: Sequence[Sample],
+    seed: int,
+    batch_size: int,
+    condition_of: ConditionOf = cached_condition,
+) -> Tensor:
+    """[samples, STRATA] on the CPU: the loss of each picture at each noise level, little noise first."""
+    device = denoiser.device
+    losses = []
+    for i, stored in enumerate(samples):
+        sample = stored.load()
+        x_0 = sample.latent.expand(STRATA, *sample.latent.shape)
+        noise = torch.randn(x_0.shape, generator=stream(seed, "validation", i))
+        u = (torch.arange(STRATA) + 0.5) / STRATA
+        tokens = sample.latent[0].numel() / 4
+        sigma = sigma_from_uniform(u, ObjectiveConfig(), denoiser.process, tokens)
+        noised = add_noise(denoiser.process, x_0.to(device), noise.to(device), sigma.to(device))
+        condition = condition_of(sample, False)
+        for part in torch.arange(STRATA).split(batch_size):
+            part = part.to(device)
+            output = denoiser.predict(noised.x_t[part], noised.sigma[part], [condition] * len(part))
+            losses.append((output - noised.target[part]).square().flatten(1).mean(1))
+    return torch.cat(losses).reshape(len(samples), STRATA).cpu()
 
 
 class Validation:

@@ -1,0 +1,328 @@
+"""Evaluate LoRA's work on the models that ComfyUI has loaded: draw, look, measure, write.
+
+Pictures are drawn first and judged afterwards, so that a judge is never beside the model in memory. What is
+drawn is on disk at once: an evaluation that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from functools import partial
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Protocol
+
+import comfy.model_management as mm
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ... import __version__
+from ..adapters.names import is_text_encoder
+from ..config import TrainConfig
+from ..data.batches import CachedSample
+from ..data.cache import SampleCache
+from ..data.records import Dataset
+from ..errors import ConfigError
+from ..evidence import spread
+from ..evidence.choice import Bounds, choose
+from ..evidence.figures import BY_KEY, Measured
+from ..evidence.kept import KeptPictures
+from ..evidence.known import gather
+from ..evidence.measure import Findings, measure
+from ..evidence.report import Report
+from ..evidence.shots import BASE, Candidate, Shot, check_budget
+from ..evidence.sight import Judge, Sight, look
+from ..pictures.drawing import to_pil
+from ..runs.validation import level_losses
+from . import paths
+from .conditioning import HostTextEncoder
+from .digest import digest
+from .encode import HostLatentEncoder, pixel_step
+from .identity import clip_fingerprint, model_fingerprint, vae_fingerprint
+from .lora import apply_lora
+from .model import borrowed
+from .progress import check_interrupt
+from .sample import SampleSettings, encode_prompt, sample_image
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import CLIP, VAE
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedLora:
+    name: str
+    digest: str
+    load: Callable[[], Mapping[str, Tensor]]
+    step: int | None = None
+
+
+class Progress(Protocol):
+    """`NodeProgress` has what is needed."""
+
+    def update(self, done: int, total: int, preview: Image.Image | None = None) -> None: ...
+    def text(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked of the LoRAs."""
+
+    shots: Sequence[Shot]
+    negative: str
+    sampling: SampleSettings
+    loras: Sequence[NamedLora]
+    strengths: Sequence[float]
+    dataset: Dataset | None = None
+    """What was trained on, with the held-out pictures marked."""
+    references: Sequence[Image.Image] = ()
+    """Of the subject, not trained on; without them the dataset's held-out pictures."""
+    bounds: Bounds = Bounds()
+    most: int = 500
+    """Pictures."""
+    fid: bool = False
+    all_figures: bool = False
+    trigger: str = ""
+
+    def candidates(self) -> dict[Candidate, NamedLora | None]:
+        """The base first. Raises ConfigError without a LoRA or a strength."""
+        strengths = [s for s in self.strengths if s != 0]
+        if not self.loras:
+            raise ConfigError("there is no LoRA to evaluate; connect lora, choose a run, or name lora_files")
+        if not strengths:
+            raise ConfigError("strengths has only 0, the untouched model; add another one, like 1")
+        found: dict[Candidate, NamedLora | None] = {BASE: None}
+        for lora in self.loras:
+            for strength in strengths:
+                at = "" if strengths == [1.0] else f" × {strength:g}"
+                name = lora.name if lora.step is None else f"step {lora.step}"
+                candidate = Candidate(
+                    label=name + at, name=lora.name, step=lora.step, strength=strength, digest=lora.digest
+                )
+                found[candidate] = lora
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    report: Report
+    best: NamedLora
+    best_strength: float
+    picture: Callable[[int, int], Image.Image]
+    """(column, shot)"""
+
+
+def evaluate(
+    model: ModelPatcher, clip: CLIP, vae: VAE, judge: Judge | None, question: Question, progress: Progress
+) -> Evaluated:
+    """Models come back untouched. ComfyUI's interrupt is raised as it is; what was drawn stays on disk."""
+    candidates = question.candidates()
+    check_budget(question.shots, list(candidates), question.most)
+    decisive, notes = _decisive(model, clip, vae, question)
+    kept = KeptPictures(paths.evidence_directory() / "pictures", decisive)
+    for candidate, lora in candidates.items():
+        _draw(model, clip, vae, candidate, lora, question, kept, list(candidates), progress)
+    mm.soft_empty_cache()
+    losses = _losses(model, clip, vae, candidates, question, progress)
+    size = question.sampling.width, question.sampling.height
+    known, more = gather(
+        judge, question.shots, question.dataset, question.references, size, question.trigger, check_interrupt
+    )
+    notes += more
+
+    def seen(candidate: Candidate) -> Sight:
+        opened = [partial(kept.open, candidate, shot) for shot in question.shots]
+        return look(
+            judge,
+            opened,
+            f"the pictures of {candidate.label}",
+            _told(progress, f"looking at {candidate.label}"),
+        )
+
+    base = seen(BASE)
+    columns: list[tuple[Candidate, Findings]] = []
+    for candidate in candidates:
+        own = base if candidate.is_base else seen(candidate)
+        found = measure(question.shots, base, own, known, fid=question.fid)
+        if candidate in losses:
+            found = replace(found, figures={**found.figures, "loss": losses[candidate]})
+        columns.append((candidate, found))
+    notes += _not_asked(question.shots)
+    if judge is not None and not spread.available():
+        notes.append(spread.MISSING)
+    if question.fid:
+        notes.append(_on_fid(question.shots))
+    choice = choose([(candidate, found.figures) for candidate, found in columns], question.bounds)
+    report = Report(
+        shots=question.shots,
+        columns=columns,
+        choice=choice,
+        bounds=question.bounds,
+        judge=f"{judge.name} {judge.digest}" if judge is not None else "",
+        settings=_settings(question, decisive, judge),
+        notes=notes,
+        all_figures=question.all_figures,
+        unseen=known.unseen if known.references is not None else None,
+    )
+    best = columns[choice.column if choice.column is not None else -1][0]
+    lora = candidates[best]
+    assert lora is not None
+    return Evaluated(
+        report=report,
+        best=lora,
+        best_strength=best.strength,
+        picture=lambda column, shot: kept.open(columns[column][0], question.shots[shot]),
+    )
+
+
+def _decisive(
+    model: ModelPatcher, clip: CLIP, vae: VAE, question: Question
+) -> tuple[dict[str, Any], list[str]]:
+    """All that decides the pictures besides LoRA, prompt and seed; and what the user should know of it."""
+    found = [model_fingerprint(model), clip_fingerprint(clip), vae_fingerprint(vae)]
+    options = {k: v for k, v in model.model_options.items() if k != "transformer_options"}
+    found.append(digest(options))
+    unknown = [what for _, more in found for what in more]
+    decisive = {
+        "models": [own for own, _ in found],
+        "negative": question.negative,
+        "sampling": asdict(question.sampling),
+        "comfyui": paths.comfyui_version(),
+        "torch": torch.__version__,
+    }
+    if not unknown:
+        return decisive, []
+    decisive["once"] = torch.seed()
+    return decisive, [
+        f"pictures are drawn anew each time: it is not known what {', '.join(unknown[:3])} does"
+    ]
+
+
+def _settings(question: Question, decisive: Mapping[str, Any], judge: Judge | None) -> dict[str, Any]:
+    dataset = question.dataset
+    return {
+        **decisive,
+        "in_graph_lora": __version__,
+        "created": datetime.now().isoformat(timespec="seconds"),
+        "strengths": list(question.strengths),
+        "loras": [{"name": lora.name, "step": lora.step, "sha256": lora.digest} for lora in question.loras],
+        "judge": {"name": judge.name, "digest": judge.digest} if judge is not None else None,
+        "dataset": dataset.digest if dataset is not None else None,
+        "references": [sha256(picture.tobytes()).hexdigest() for picture in question.references],
+        "seeds": sorted({shot.seed for shot in question.shots}),
+    }
+
+
+def _draw(
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    candidate: Candidate,
+    lora: NamedLora | None,
+    question: Question,
+    kept: KeptPictures,
+    all_candidates: Sequence[Candidate],
+    progress: Progress,
+) -> None:
+    missing = [shot for shot in question.shots if not kept.has(candidate, shot)]
+    missing = list({(shot.prompt, shot.seed): shot for shot in missing}.values())
+    if not missing:
+        return
+    if lora is not None:
+        model, patched = apply_lora(model, clip, lora.load(), candidate.strength, candidate.strength)
+        clip = patched or clip
+    negative = encode_prompt(clip, question.negative)
+    prompts = {prompt: encode_prompt(clip, prompt) for prompt in dict.fromkeys(s.prompt for s in missing)}
+    total = len(question.shots) * len(all_candidates)
+    done = len(question.shots) * (all_candidates.index(candidate) + 1) - len(missing)
+    for i, shot in enumerate(missing):
+        check_interrupt()
+        progress.text(f"{candidate.label}: picture {done + i + 1} of {total}")
+        image = sample_image(model, vae, prompts[shot.prompt], negative, shot.seed, question.sampling)
+        picture = to_pil(image)
+        kept.keep(candidate, shot, picture)
+        progress.update(done + i + 1, total, preview=picture)
+
+
+def _told(progress: Progress, what: str) -> Callable[[int, int], None]:
+    def told(done: int, total: int) -> None:
+        check_interrupt()
+        progress.text(f"{what} {done + 1}/{total}")
+
+    return told
+
+
+def _not_asked(shots: Sequence[Shot]) -> list[str]:
+    kinds = {shot.kind for shot in shots}
+    missing = {
+        "class": "leak is not measured: write class_prompts, the class without the trigger",
+        "unrelated": "drift is not measured: write unrelated_prompts",
+    }
+    return [text for kind, text in missing.items() if kind not in kinds]
+
+
+def _on_fid(shots: Sequence[Shot]) -> str:
+    n = sum(shot.kind == "unrelated" for shot in shots)
+    few = (
+        f" of {n} pictures says nothing; it needs {spread.ENOUGH_FOR_FID}"
+        if n < spread.ENOUGH_FOR_FID
+        else ""
+    )
+    return (
+        f"FID{few or ' is over the unrelated prompts'}. IS is not measured: it needs a classifier, and"
+        " no judge here is one"
+    )
+
+
+def _losses(
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    candidates: Mapping[Candidate, NamedLora | None],
+    question: Question,
+    progress: Progress,
+) -> dict[Candidate, Measured]:
+    """The held-out loss of each candidate; nothing without held-out pictures."""
+    if question.dataset is None:
+        return {}
+    held_out = [r for r in question.dataset.records if r.role == "validation"]
+    if not held_out:
+        return {}
+    texts = HostTextEncoder(clip, model)
+    with torch.inference_mode(False):
+        cache = SampleCache(
+            latents=HostLatentEncoder(vae, model),
+            texts=texts,
+            step=pixel_step(vae, model),
+            emit=lambda event: None,
+            check_interrupt=check_interrupt,
+        )
+        dataset = question.dataset.with_records(r.with_caption(texts.fitted(r.caption)) for r in held_out)
+        samples = [s.load() for s in cache.build(dataset, TrainConfig()).validation_samples]
+        found = {}
+        for candidate, lora in candidates.items():
+            _told(progress, f"held-out loss of {candidate.label}, picture")(0, len(samples))
+            levels = _levels(model, clip, candidate, lora, samples)
+            found[candidate] = Measured(
+                figure=BY_KEY["loss"], values=levels.mean(1).tolist(), levels=levels.mean(0).tolist()
+            )
+    return found
+
+
+def _levels(
+    model: ModelPatcher,
+    clip: CLIP,
+    candidate: Candidate,
+    lora: NamedLora | None,
+    samples: Sequence[CachedSample],
+) -> Tensor:
+    if lora is not None:
+        tensors = lora.load()
+        model, patched = apply_lora(model, clip, tensors, candidate.strength, candidate.strength)
+        if patched is not None and any(map(is_text_encoder, tensors)):
+            texts = HostTextEncoder(patched, model)
+            samples = [replace(s, conditioning=texts.encode(s.caption, s.latent)) for s in samples]
+    with borrowed(model) as denoiser:
+        return level_losses(denoiser, samples, seed=0, batch_size=1)
