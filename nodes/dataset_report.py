@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
@@ -12,8 +12,6 @@ from ..trainer.pictures.dataset_report import dataset_picture
 from .sockets import CATEGORY, TrainDataset
 
 if TYPE_CHECKING:
-    from comfy.sd import CLIP
-
     from ..trainer.data.records import Dataset
 
 
@@ -42,7 +40,7 @@ class DatasetReport(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, dataset: Dataset, clip: CLIP | None = None) -> io.NodeOutput:
+    def execute(cls, dataset: Dataset, clip: Any = None) -> io.NodeOutput:
         text = report(dataset, None if clip is None else token_count(clip))
         picture = dataset_picture(dataset)
         return io.NodeOutput(picture, text, ui=ui.PreviewImage(picture).as_dict() | {"text": [text]})

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
-from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..trainer.host.active import active, pause, paused, record_stop, stops
+from ..trainer.host.active import active, nothing_yet, pause, paused, record_stop, stops
 from ..trainer.host.progress import prompt_id, telling_of_files
 from .canvas import Place
 from .sockets import CATEGORY, LoraModel, LossMap
@@ -95,5 +94,5 @@ class TrainLoRA(io.ComfyNode):
         }
         outputs = (result.lora, result.path.name, {"loss": result.losses})
         if pauses:  # the nodes behind do not run now; with the next Run they get the LoRA so far
-            outputs = (ExecutionBlocker(None),) * len(outputs)
+            outputs = (nothing_yet(),) * len(outputs)
         return io.NodeOutput(*outputs, ui={"run": [shown]})

@@ -147,7 +147,9 @@ class Dataset:
         resolution changes."""
         h = hashlib.sha256(f"{self.resolution}".encode())
         for r in self.records:
-            parts = (r.digest, r.caption, r.repeats, r.role, r.weight, r.mask_digest, r.framing, r.focus)
+            parts = (r.digest, r.caption, r.repeats, r.role, r.weight, r.mask_digest)
+            # What was not there at first changes no digest, so that earlier runs are found.
+            parts += (r.framing, r.focus) if r.framing != Framing() or r.focus else ()
             parts += (r.captions,) if r.captions else ()
             if r.controls or r.drawn_mask is not None:
                 parts += ([c.digest for c in r.controls], r.drawn_mask)

@@ -9,8 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from comfy_execution.graph_utils import ExecutionBlocker
+
 if TYPE_CHECKING:
     from ..runs.result import Result
+
+
+def nothing_yet() -> ExecutionBlocker:
+    """An output behind which no node runs."""
+    return ExecutionBlocker(None)
+
 
 _active: dict[str, ActiveRun] = {}
 _stops: Counter[str] = Counter()
