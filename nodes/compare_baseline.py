@@ -72,6 +72,7 @@ class CompareBaseline(io.ComfyNode):
                     default=1,
                     min=1,
                     max=1025,
+                    optional=True,
                     advanced=True,
                     tooltip="Of a video model: the first, the middle and the last frame are shown side by"
                     " side. 1: a still picture.",

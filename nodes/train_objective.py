@@ -181,6 +181,7 @@ class TrainObjective(io.ComfyNode):
                 io.Boolean.Input(
                     "tag_shuffle",
                     default=_D.tag_shuffle,
+                    optional=True,
                     advanced=True,
                     tooltip="Show the tags of a caption, which commas divide, in another order each time.",
                 ),
@@ -189,6 +190,7 @@ class TrainObjective(io.ComfyNode):
                     default=_D.keep_tags,
                     min=0,
                     max=1000,
+                    optional=True,
                     advanced=True,
                     tooltip="Tags at the beginning that are neither moved nor dropped, such as the trigger.",
                 ),
@@ -198,6 +200,7 @@ class TrainObjective(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
+                    optional=True,
                     advanced=True,
                     tooltip="Share of the other tags that is left out each time: 0.1 is usual.",
                 ),
@@ -206,6 +209,7 @@ class TrainObjective(io.ComfyNode):
                     default=_D.caption_variants,
                     min=1,
                     max=1000,
+                    optional=True,
                     advanced=True,
                     tooltip="Texts of a picture that are encoded beforehand, where its caption varies. A text"
                     " encoder that trains gets a new one each time.",

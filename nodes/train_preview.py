@@ -145,6 +145,7 @@ class TrainPreview(io.ComfyNode):
                     default=_P.frames,
                     min=1,
                     max=1025,
+                    optional=True,
                     advanced=True,
                     tooltip="Of a video model: the first, the middle and the last frame are shown side by"
                     " side. 1: a still picture.",

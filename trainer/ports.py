@@ -109,8 +109,11 @@ class TextEncoder(Protocol):
     """Of all that decides a condition beside what `encode` is given and `traced` tells."""
     network_identity: str
     """Of the network's own weights."""
-    told_crops: bool
-    """Whether a condition says which part of the picture is shown, and how large the picture was."""
+
+    @property
+    def told_crops(self) -> bool:
+        """Whether a condition says which part of the picture is shown, and how large the picture was."""
+        ...
 
     def fitted(self, caption: str) -> str:
         """The beginning of the caption that can be encoded: all of it, but for texts that are no captions."""

@@ -109,7 +109,7 @@ class Child:
 def check_whole(output: Path) -> None:
     """Every file under its final name is whole, and checkpoints are what they vouch for."""
     for path in output.rglob("*"):
-        if path.is_dir() or path.suffix == ".part" or "tfevents" in path.name:
+        if path.is_dir() or path.suffix == ".part" or "tfevents" in path.name or path.name == "training.pid":
             continue
         content = path.read_bytes()
         if path.suffix == ".safetensors":

@@ -34,6 +34,8 @@ from .loaded import Loaded, weight_hash
 
 pytestmark = pytest.mark.usefixtures("output")
 
+HIDDEN = type("Hidden", (), {"unique_id": "1", "prompt": None, "extra_pnginfo": None})
+
 
 def model(channels: int, config: str = "SD15") -> Any:
     unet = {**TINY["sd15"].unet, "context_dim": 768, "in_channels": channels}
@@ -122,8 +124,8 @@ def test_the_plan_counts_the_tokens_of_control_pictures(
     taken = []
     for dataset in (pictures.with_records(replace(r, controls=()) for r in pictures.records), pictures, more):
         controls = planning.ControlEncoder(e.patcher, e.vae)(planning._largest_controls(dataset, (64, 64)))
-        size = (64, 64)
-        [sample], _ = planning._samples(e.patcher, e.texts.encode, dataset, TrainConfig(), size, 1, controls)
+        empty = torch.zeros(16, 8, 8)
+        [sample], _ = planning._samples(e.texts.encode, dataset, TrainConfig(), empty, 1, controls)
         references = sample.conditioning.get("ref_latents")
         taken.append([tuple(t.shape) for t in references.cond] if references else [])
     assert taken == [[], [(1, 16, 8, 8)], [(1, 16, 8, 8)] * 2]
@@ -161,7 +163,12 @@ def drawn(loaded: Loaded, prompt: str, control: torch.Tensor, seed: int) -> torc
 def test_compare_baseline_draws_with_a_control_picture_as_stock_nodes_do(
     pix2pix: Loaded, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CompareBaseline, "hidden", type("Hidden", (), {"unique_id": "1"}), raising=False)
+    monkeypatch.setattr(
+        CompareBaseline,
+        "hidden",
+        HIDDEN,
+        raising=False,
+    )
     controls = torch.cat([as_image(folder / f"{i}-control.png") for i in (0, 1)])
 
     def compare(control: torch.Tensor | None, loaded: Loaded = pix2pix) -> torch.Tensor:
@@ -182,7 +189,12 @@ def test_compare_baseline_draws_with_a_control_picture_as_stock_nodes_do(
 def test_compare_baseline_refuses_a_control_picture_that_the_model_would_not_see(
     loaded: Loaded, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CompareBaseline, "hidden", type("Hidden", (), {"unique_id": "1"}), raising=False)
+    monkeypatch.setattr(
+        CompareBaseline,
+        "hidden",
+        HIDDEN,
+        raising=False,
+    )
     with pytest.raises(ConfigError, match="draws without control pictures; disconnect control"):
         CompareBaseline.execute(
             loaded.model, loaded.clip, loaded.vae, {}, "a cat", "", 7, 1, 2, 3.0, "euler", "normal", 64, 64,

@@ -27,6 +27,8 @@ from .test_judges import clip_vision
 HELD_OUT, STEPS = 2, 4
 PROMPTS = {"prompts": "aawxbc figurine", "class_prompts": "a figurine", "unrelated_prompts": "a lake"}
 
+HIDDEN = type("Hidden", (), {"unique_id": "1", "prompt": None, "extra_pnginfo": None})
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -57,7 +59,12 @@ def output(folder: Path, result: Result, monkeypatch: pytest.MonkeyPatch) -> Ite
 
     monkeypatch.setattr(folder_paths, "output_directory", str(folder / "out"))
     for node in (EvaluateLoRA, CompareBaseline):
-        monkeypatch.setattr(node, "hidden", type("Hidden", (), {"unique_id": "1"}), raising=False)
+        monkeypatch.setattr(
+            node,
+            "hidden",
+            HIDDEN,
+            raising=False,
+        )
     return folder / "out"
 
 
@@ -85,7 +92,7 @@ def evaluate(loaded: Loaded, **inputs: Any) -> tuple[Any, ...]:
 
 
 def run_name() -> str:
-    (name,) = paths.run_names()
+    (name,) = paths.runs().names()
     return name
 
 

@@ -309,7 +309,7 @@ def test_variants_of_a_family_have_its_row() -> None:
     variants = {
         "FluxSchnell": "flux1",
         "SSD1B": "sdxl_base_v1-0",
-        "WAN22_T2V": "wan2.1",
+        "WAN22_T2V": "wan2.2_5b",
         "PixArtSigma": "pixart",
         "Flux2": "flux2",
         "ZImage": "z_image",

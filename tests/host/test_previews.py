@@ -227,7 +227,7 @@ def test_an_interrupt_while_a_preview_is_drawn_leaves_the_work_on_disk(loaded, p
 
 
 def folder_of_newest() -> Path:
-    return paths.output_directory() / "in-graph-lora" / paths.runs().names()[0]
+    return paths.output_directory() / "in-graph-lora" / paths.runs().ids()[0]
 
 
 def test_the_held_out_loss_is_fixed_and_falls(loaded, tmp_path):
@@ -274,7 +274,7 @@ def test_holding_out_everything_is_refused(loaded, pictures):
 def test_load_run_gives_any_checkpoint_of_a_run(loaded, pictures):
     wishes = ValidationConfig(held_out=1, every=1)
     result, events = run(loaded, pictures, save=SaveConfig(every=2), validation=wishes, preview=PREVIEW)
-    name = paths.runs().names()[0]
+    name = paths.runs().ids()[0]
     lora, loss, metadata, step, path = LoadRun.execute(name, 0).result
     assert path == str(result.run / "checkpoints" / "step_000005.safetensors")
     assert same(lora, result.lora)

@@ -26,9 +26,9 @@ from in_graph_lora.trainer.config import (
     PreviewConfig,
     TrainConfig,
 )
-from in_graph_lora.trainer.data.clip import ClipOptions
+from in_graph_lora.trainer.data.clip import Clip, ClipOptions, Span
 from in_graph_lora.trainer.data.clip_spans import fitted
-from in_graph_lora.trainer.data.records import Dataset
+from in_graph_lora.trainer.data.records import Dataset, ImageRecord
 from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.errors import DatasetError, ModelError
 from in_graph_lora.trainer.events import Notice
@@ -247,9 +247,12 @@ def test_ltx_is_told_the_frame_rate_that_its_clips_are_trained_at(
 
     monkeypatch.setattr(type(ltx.model.model), "extra_conds", noted)
     config = PreviewConfig(prompts=("a clip",), steps=1, cfg=2, frames=9)
-    for rate in (None, 24.0):
+    clip = Clip(frames=9, fps=24, spans=(Span(start=0, frames=9, fps=24.0),))
+    moving = ImageRecord(path=Path("a.mp4"), caption="", size=(64, 64), digest="", clip=clip)
+    for rate, records in ((None, ()), (24.0, (moving,))):
         rates.clear()
-        assert len(list(PreviewSampler(ltx.model, ltx.clip, ltx.vae, config, 64, rate).pictures(None))) == 1
+        known = Dataset(records=records, resolution=64)
+        assert len(list(PreviewSampler(ltx.model, ltx.clip, ltx.vae, config, known).pictures(None))) == 1
         assert set(rates) == {rate or 25}
 
 

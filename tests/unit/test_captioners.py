@@ -153,7 +153,7 @@ def test_pictures_that_cannot_be_read_are_named_when_all_others_are_done(folder,
     (folder / "3.png").write_bytes(b"no picture")
     request = CaptionRequest()
     with pytest.raises(
-        DatasetError, match=r"1\.png: cannot be read.*3\.png: is not .*all other captions are kept"
+        DatasetError, match=r"1\.png: cannot be read.*3\.png: is no .*all other captions are kept"
     ):
         caption_pictures(
             records, Fake(2).start, CaptionCache(kept, "fake", request), request, lambda *_: None

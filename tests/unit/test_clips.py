@@ -112,8 +112,8 @@ def test_folder_of_frames_that_cannot_be_used(tmp_path: Path) -> None:
     dataset = scan_folder(tmp_path)
     assert [r.name for r in dataset.records] == ["good.frames"]
     assert sorted(map(str, dataset.problems)) == [
-        "broken.frames: a frame cannot be used: 1.png: is not a JPEG, PNG or WebP picture inside; convert it"
-        " to one of these",
+        "broken.frames: a frame cannot be used: 1.png: is no JPEG, PNG, WebP, AVIF, TIFF, BMP or"
+        " GIF picture inside; convert it to PNG",
         "empty.frames: holds no frames; put JPEG, PNG or WebP pictures with numbers into it",
         "linked.frames: 1.png is a link that leads out of it; copy the file in instead",
         "sizes.frames: 2.png has 10x10 and the frames before 64x48; save all frames at one size",
@@ -127,11 +127,13 @@ def test_scan_takes_clips_and_pictures_together(tmp_path: Path) -> None:
     write_clip(tmp_path / "c.gif", frames=4)
     (tmp_path / "metadata.csv").write_text("file_name,weight\na.mp4,2\n")
     options = ClipOptions(frames=9, part="start")
-    clip, picture = scan_folder(tmp_path, clips=options).records
+    clip, picture, _ = scan_folder(tmp_path, clips=options).records
     assert clip.clip == Clip(frames=10, fps=24.0, options=options)
     assert (clip.caption, clip.weight) == ("a clip", 2.0)
     assert picture.clip is None
-    assert "switch gifs on in Video Clips" in str(scan_folder(tmp_path).problems[0])
+    gif = next(r for r in scan_folder(tmp_path, clips=options).records if r.name == "c.gif")
+    assert gif.animated
+    assert gif.clip is None, "a picture, its first frame, unless it is asked for as a clip"
     with_gif = scan_folder(tmp_path, clips=ClipOptions(gifs=True))
     assert [r.name for r in with_gif.records] == ["a.mp4", "b.png", "c.gif"]
     assert not with_gif.problems

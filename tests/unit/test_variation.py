@@ -10,9 +10,13 @@ from in_graph_lora.trainer.config import ObjectiveConfig
 from in_graph_lora.trainer.data.batches import CachedSample, Showing, micro_batches
 from in_graph_lora.trainer.data.stored import StoredSample
 from in_graph_lora.trainer.data.variation import Captions, Variation
+from in_graph_lora.trainer.data.views import View
 from in_graph_lora.trainer.rng import stream
 
 TAGS = "aawxbc, figurine, red, on a table, photo"
+
+
+VIEW = View(size=(64, 64), box=(0, 0, 64, 64))
 
 
 def _captions(
@@ -110,7 +114,14 @@ def _stored(i: int, live: bool) -> StoredSample:
 
     captions = _captions(TAGS, f"the picture {i}", live=live, shuffle=True, keep=1, key=str(i))
     return StoredSample(
-        key=str(i), bucket=(4, 8, 8), captions=captions, repeats=2, weight=1.0, latent="", read=read
+        key=str(i),
+        bucket=(4, 8, 8),
+        captions=captions,
+        repeats=2,
+        weight=1.0,
+        view=VIEW,
+        latent="",
+        read=read,
     )
 
 

@@ -107,8 +107,11 @@ class HostTextEncoder:
         self.patcher = patcher
         self.guidance = guidance
         self.frame_rate = frame_rate
-        self.told_crops = model_family(patcher).told_crops
         self._encoded: OrderedDict[str, dict[str, Any]] = OrderedDict()
+
+    @property
+    def told_crops(self) -> bool:
+        return model_family(self.patcher).told_crops
 
     def fitted(self, caption: str) -> str:
         return self.tokenize.fitted(caption)

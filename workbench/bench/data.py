@@ -87,6 +87,8 @@ class Vae(nn.Module):
     """[3, H, W] to [4, H/8, W/8]."""
 
     identity = "the benchmark's VAE"
+    takes_controls = takes_masks = False
+    control_kind = ""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,6 +106,7 @@ class Texts:
     """[1, 77, 768] for a caption."""
 
     identity = network_identity = "the benchmark's text encoder"
+    told_crops = False
 
     def fitted(self, caption: str) -> str:
         return caption

@@ -33,6 +33,7 @@ TESTS = (
     ("test_given_back", PLAIN, 180),
     ("test_streaming", PLAIN, 120),
     ("test_plan", PLAIN, 90),
+    ("test_edit_models", PLAIN, 60),
     ("test_plan", DYNAMIC, 90),
     ("test_patched_models", DYNAMIC, 120),
     ("test_activations", PLAIN, 60),
