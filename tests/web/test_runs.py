@@ -301,7 +301,7 @@ def test_compare_baseline_shows_its_pictures_with_a_divider(canvas: Page, server
     )
     divider = canvas.locator(".igl-divider")
     divider.wait_for()
-    canvas.wait_for_function("() => document.querySelector('.igl-divider img').naturalWidth === 138")
+    canvas.wait_for_function("() => document.querySelector('.igl-divider img').naturalWidth === 128")
     canvas.wait_for_timeout(300)
     assert divider.locator(".igl-label").all_inner_texts() == ["without LoRA", "LoRA × 1"]
     box = divider.bounding_box()
