@@ -53,3 +53,11 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder_paths.add_model_folder_path("loras", str(paths.lora_directory()))
     paths.lora_directory().mkdir(parents=True)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_loop_of_a_browser() -> None:
+    """Playwright leaves its event loop running in a process that has run tests of the page."""
+    import asyncio
+
+    asyncio._set_running_loop(None)
