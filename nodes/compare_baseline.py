@@ -12,7 +12,7 @@ from ..trainer.errors import ConfigError
 from ..trainer.host.progress import NodeProgress
 from ..trainer.host.sample import SAMPLERS, SCHEDULERS, SampleSettings
 from ..trainer.pictures.comparison import Row, comparison_grid, parse_strengths, report
-from ..trainer.text import garbled, readable
+from ..trainer.text import garbled, lines, readable
 from .sockets import CATEGORY, LoraModel
 
 
@@ -115,8 +115,8 @@ class CompareBaseline(io.ComfyNode):
         columns = parse_strengths(strengths)
         prompts, negative = readable(prompts), readable(negative)
         odd = garbled([("prompts", prompts), ("negative", negative)])
-        lines = [line.strip() for line in prompts.splitlines() if line.strip()]
-        if not lines:
+        asked = lines(prompts)
+        if not asked:
             raise ConfigError("prompts is empty; write at least one line")
         settings = SampleSettings(
             steps=steps,
@@ -127,10 +127,11 @@ class CompareBaseline(io.ComfyNode):
             height=height,
             frames=frames,
         )
-        shots = [(line, (seed + i) % 2**64) for line in lines for i in range(images_per_prompt)]
-        controls = {}
+        shots = [(line, (seed + i) % 2**64) for line in asked for i in range(images_per_prompt)]
+        controls = []
         if control is not None:
-            controls = prompt_controls(model, clip, vae, lines, control, (width, height))
+            shown = prompt_controls(model, clip, vae, asked, control, (width, height))
+            controls = [c for c in shown for _ in range(images_per_prompt)]
         rows = sample_rows(
             *(model, clip, vae, lora, negative, shots, columns, settings),
             on_step=NodeProgress(cls.hidden.unique_id).update,

@@ -14,7 +14,7 @@ from ..trainer.host.progress import NodeProgress
 from ..trainer.host.sample import SAMPLERS, SCHEDULERS, SampleSettings
 from ..trainer.runs.checkpoints import loras
 from ..trainer.runs.folder import RunFolder
-from ..trainer.text import garbled, readable
+from ..trainer.text import garbled, lines, readable
 from .sockets import CATEGORY, LoraModel, TrainDataset
 
 NO_RUN = "none"
@@ -196,7 +196,7 @@ class EvaluateLoRA(io.ComfyNode):
         """A run that has gone on, or a file that was written anew, is another input."""
         try:
             folder = _run_folder(run)
-            files = [lora_path(name) for name in _lines(lora_files or "")]
+            files = [lora_path(name) for name in lines(lora_files or "")]
             found = [*files, *(loras(folder.checkpoints).values() if folder is not None else ())]
             return str([(str(path), path.stat().st_mtime_ns) for path in found])
         except (StorageError, OSError, ConfigError):
@@ -237,7 +237,7 @@ class EvaluateLoRA(io.ComfyNode):
         all_figures: bool = False,
     ) -> io.NodeOutput:
         from ..trainer.evidence.choice import Bounds
-        from ..trainer.evidence.shots import Kind, lines, shots
+        from ..trainer.evidence.shots import Kind, shots
         from ..trainer.host.evidence import Question, evaluate
         from ..trainer.host.evidence_files import chosen_loras, with_held_out, write
         from ..trainer.host.judges import judge_of
@@ -284,7 +284,3 @@ class EvaluateLoRA(io.ComfyNode):
 
 def _run_folder(run: str | None) -> RunFolder | None:
     return None if run is None or run in ("", NO_RUN) else RunFolder(run_path(run))
-
-
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -17,7 +17,7 @@ from ..trainer.errors import DatasetError
 from ..trainer.host.paths import graph_images_directory, input_directory, unpacked_directory
 from ..trainer.host.progress import NodeProgress
 from ..trainer.pictures.contact_sheet import contact_sheet, title
-from ..trainer.text import garbled
+from ..trainer.text import garbled, lines
 from .sockets import CATEGORY, Clips, TrainDataset
 from .sockets import Framing as FramingSocket
 
@@ -211,11 +211,6 @@ class LoadDataset(io.ComfyNode):
         sheet = contact_sheet(dataset)
         shown = ui.PreviewImage(sheet).as_dict() | {"text": [summary(dataset)]}
         return io.NodeOutput(dataset, sheet, len(dataset), ui=shown)
-
-
-def lines(text: str) -> list[str]:
-    """Those that are not empty."""
-    return [line for line in text.splitlines() if line.strip()]
 
 
 def resolve_folder(folder: str) -> Path:

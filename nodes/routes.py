@@ -11,6 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
+from ..trainer.errors import StorageError
 from ..trainer.host.active import find, go_on, paused
 from ..trainer.host.paths import run_path
 from ..trainer.host.progress import add_route
@@ -40,7 +41,7 @@ async def resume(request: web.Request) -> web.Response:
     """POST ?run=<name>/<run>: the paused run goes on when its graph runs again."""
     try:
         run = run_path(request.query.get("run", ""))
-    except Exception as error:  # noqa: BLE001 - names what it was
+    except StorageError as error:
         return _refused(str(error))
     return web.json_response({"paused": go_on(run)})
 
@@ -102,7 +103,7 @@ async def preview(request: web.Request) -> web.StreamResponse:
 
     try:
         folder = RunFolder(run_path(request.query.get("run", "")))
-    except Exception as error:  # noqa: BLE001 - names what it was
+    except StorageError as error:
         return _refused(str(error))
     files = await asyncio.to_thread(lambda: pictures(folder).files)
     step, prompt = _count(request.query.get("step")), _count(request.query.get("prompt"))

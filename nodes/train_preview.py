@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..trainer.config import PreviewConfig, SaveConfig, ValidationConfig
 from ..trainer.host.sample import SAMPLERS, SCHEDULERS
+from ..trainer.text import lines
 from .sockets import CATEGORY, Preview, PreviewOptions
 
 _P, _V, _S = PreviewConfig(), ValidationConfig(), SaveConfig()
@@ -168,9 +169,9 @@ class TrainPreview(io.ComfyNode):
         keep_states: int,
         **sampling: Any,
     ) -> io.NodeOutput:
-        lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
+        shown = tuple(lines(prompts))
         options = PreviewOptions(
-            preview=PreviewConfig(prompts=lines, every=every, steps=sampling_steps, **sampling),
+            preview=PreviewConfig(prompts=shown, every=every, steps=sampling_steps, **sampling),
             validation=ValidationConfig(
                 held_out=held_out, every=measure_every, keep_best=keep_best, patience=patience
             ),

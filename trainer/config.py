@@ -40,8 +40,12 @@ def _check_positive(settings: Any, *names: str) -> None:
         _check(0 < value < math.inf, f"{name} is {value}; choose a number above 0")
 
 
+RESERVED_NAMES = ("cache", "captions", "class-images", "evidence", "graph-images", "unpacked")
+"""Folders of ours beside those of the runs."""
+
+
 def check_name(name: str) -> str:
-    """Return `name` stripped; a name with path parts, reserved characters or nothing in it is refused."""
+    """Return `name` stripped; what cannot be the name of a file or of a run's folder raises ConfigError."""
     name = name.strip()
     bad = not name or _BAD_NAME.search(name) or name.startswith(".") or name.endswith(".") or len(name) > 100
     if bad:
@@ -49,6 +53,8 @@ def check_name(name: str) -> str:
             f"name {name!r} cannot be a file name; use up to 100 letters, digits, '-', '_' or spaces,"
             " without slashes, colons or a leading dot"
         )
+    if name.casefold() in RESERVED_NAMES:
+        raise ConfigError(f"name {name!r} is that of a folder beside the runs; choose another, as my-{name}")
     return name
 
 

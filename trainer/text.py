@@ -39,3 +39,8 @@ def has_prompt_syntax(text: str) -> bool:
 def comma_parts(text: str) -> list[str]:
     """The tags of a caption: what is between its commas, stripped, without empty ones."""
     return [part for part in (p.strip() for p in _COMMA.split(text)) if part]
+
+
+def lines(text: str) -> list[str]:
+    """Those that are not empty, stripped."""
+    return [line.strip() for line in text.splitlines() if line.strip()]

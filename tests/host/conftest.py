@@ -5,6 +5,8 @@ It has to happen before a test module imports anything of ComfyUI's, and so when
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,8 +58,9 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_loop_of_a_browser() -> None:
+def no_loop_of_a_browser() -> Iterator[None]:
     """Playwright leaves its event loop running in a process that has run tests of the page."""
-    import asyncio
-
+    loop = asyncio._get_running_loop()
     asyncio._set_running_loop(None)
+    yield
+    asyncio._set_running_loop(loop)

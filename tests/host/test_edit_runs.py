@@ -171,15 +171,17 @@ def test_compare_baseline_draws_with_a_control_picture_as_stock_nodes_do(
     )
     controls = torch.cat([as_image(folder / f"{i}-control.png") for i in (0, 1)])
 
-    def compare(control: torch.Tensor | None, loaded: Loaded = pix2pix) -> torch.Tensor:
+    def compare(control: torch.Tensor | None, prompts: str = "make it blue\nmake it red") -> torch.Tensor:
         return CompareBaseline.execute(
-            loaded.model, loaded.clip, loaded.vae, {}, "make it blue\nmake it red", "", 7, 1, 2, 3.0, "euler",
+            pix2pix.model, pix2pix.clip, pix2pix.vae, {}, prompts, "", 7, 1, 2, 3.0, "euler",
             "normal", 64, 64, "0", control,
         ).args[1]  # fmt: skip
 
     want = [drawn(pix2pix, p, controls[i : i + 1], 7) for i, p in enumerate(("make it blue", "make it red"))]
     assert torch.equal(compare(controls), torch.cat(want))
     assert torch.equal(compare(controls[:1])[:1], want[0])
+    twice = compare(controls, "make it blue\nmake it blue")
+    assert torch.equal(twice, torch.cat([want[0], drawn(pix2pix, "make it blue", controls[1:], 7)]))
     assert not torch.equal(compare(None)[:1], want[0])
     with pytest.raises(ConfigError, match="control has 3 pictures and there are 2 prompts"):
         compare(torch.cat([controls, controls[:1]]))

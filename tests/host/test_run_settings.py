@@ -11,6 +11,7 @@ from in_graph_lora.nodes import NODES
 from in_graph_lora.nodes.run_settings import node_settings
 from in_graph_lora.nodes.training_inputs import train_config
 from in_graph_lora.trainer.config import (
+    RESERVED_NAMES,
     AdapterConfig,
     MemoryConfig,
     ObjectiveConfig,
@@ -22,6 +23,7 @@ from in_graph_lora.trainer.config import (
     ValidationConfig,
 )
 from in_graph_lora.trainer.data.records import Dataset, ImageRecord
+from in_graph_lora.trainer.host import paths
 
 KINDS = {node.define_schema().node_id: node for node in NODES}
 SOCKETS = {
@@ -81,3 +83,11 @@ def test_a_damaged_config_sets_defaults_or_nothing_and_never_fails(content):
     said = node_settings(content)
     assert said["nodes"] == ({} if content else node_settings(TrainConfig().to_dict())["nodes"])
     assert content == {} or "damaged or of another version" in said["left"][0]
+
+
+def test_no_run_can_take_the_name_of_a_folder_beside_the_runs():
+    made = {name: make for name, make in vars(paths).items() if name.endswith("_directory")}
+    del made["runs_directory"]
+    folders = [make() for make in made.values()]
+    beside = {folder.name for folder in folders if folder.parent == paths.runs().root}
+    assert beside == set(RESERVED_NAMES)

@@ -41,6 +41,12 @@ def test_ordinary_names_pass(name):
     assert check_name(f" {name} ") == name
 
 
+@pytest.mark.parametrize("name", ["cache", "Evidence", "class-images"])
+def test_a_name_of_a_folder_beside_the_runs_is_refused(name):
+    with pytest.raises(ConfigError, match=f"name '{name}' is that of a folder beside the runs; choose"):
+        check_name(name)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -24,8 +24,9 @@ from in_graph_lora.trainer.evidence.known import Known, gather
 from in_graph_lora.trainer.evidence.measure import Findings, measure
 from in_graph_lora.trainer.evidence.page import page
 from in_graph_lora.trainer.evidence.report import Report
-from in_graph_lora.trainer.evidence.shots import BASE, Candidate, check_budget, evenly, lines, shots
+from in_graph_lora.trainer.evidence.shots import BASE, Candidate, check_budget, evenly, shots
 from in_graph_lora.trainer.evidence.sight import Sight, look, low_pass
+from in_graph_lora.trainer.text import lines
 
 PACK = Path(__file__).resolve().parents[2]
 SHOTS = shots({"trigger": ["x a", "x b"], "class": ["a", "b"], "unrelated": ["c", "d"]}, seed=0, count=6)

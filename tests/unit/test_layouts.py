@@ -240,6 +240,17 @@ def test_a_backend_that_is_wrong_is_told_in_a_sentence(tmp_path, entry, words):
         scan_folder(backend(tmp_path, entry))
 
 
+@pytest.mark.parametrize("leads", ["../private", "{tmp}/private"])
+def test_a_backend_in_a_folder_leads_out_of_it_only_when_its_own_path_is_given(tmp_path, leads):
+    picture(tmp_path / "private" / "a.png")
+    root = tmp_path / "downloaded"
+    root.mkdir()
+    backend(root, {"type": "local", "instance_data_dir": leads.format(tmp=tmp_path)})
+    with pytest.raises(DatasetError, match=r"entry 1: names .*private.* outside of the folder; type"):
+        scan_folder(root)
+    assert len(scan_folder(root / "multidatabackend.json").records) == 1
+
+
 # --- Hugging Face ----------------------------------------------------------------------------------------
 
 

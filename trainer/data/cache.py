@@ -7,6 +7,7 @@ import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -162,10 +163,10 @@ class SampleCache:
         if references is not None:
             return self.texts.encode(caption, latent, references)
         keys = self._condition_keys(caption, tuple(latent.shape), (), latent_key="")
-        key = next((key for key in keys if self._has(key)), None)
-        if key is None:
-            key = self._encode_text(caption, latent, {}, (), latent_key="")
-        return self._condition(key)
+        for key in keys:
+            with suppress(SampleLost):
+                return self._condition(key)
+        return self._condition(self._encode_text(caption, latent, {}, (), latent_key=""))
 
     # What an entry depends on.
 
@@ -181,7 +182,11 @@ class SampleCache:
     def _text_inputs(self, picture: _Picture) -> Mapping[str, Any]:
         """What `TextEncoder.encode` is given beside caption and latent."""
         told = {"view": picture.view} if self.texts.told_crops else {}
-        return {**told, "references": self._controls(picture)} if picture.controls else told
+        if not picture.controls:
+            return told
+        if self.store.get(picture.controls) is None:  # it went in the meantime
+            self._encode_control(picture)
+        return {**told, "references": self._controls(picture)}
 
     def _text_key(self, picture: _Picture) -> tuple[Any, ...]:
         """Of `_text_inputs`: its `repr` says all of it."""
@@ -243,9 +248,12 @@ class SampleCache:
         own = {p.controls: p for p in pictures if p.controls and not self._has(p.controls)}
         for i, picture in enumerate(own.values()):
             self._progress("encoding control pictures", i, len(own))
-            shown, mask = pixels(picture.record, picture.view)
-            controls = self.latents.controls(_control_pictures(picture.record, picture.view, shown, mask))
-            self.store.put(picture.controls, self.latents.pack_controls(controls))
+            self._encode_control(picture)
+
+    def _encode_control(self, picture: _Picture) -> None:
+        shown, mask = pixels(picture.record, picture.view)
+        controls = self.latents.controls(_control_pictures(picture.record, picture.view, shown, mask))
+        self.store.put(picture.controls, self.latents.pack_controls(controls))
 
     @torch.no_grad()
     def _encode_captions(

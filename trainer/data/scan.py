@@ -105,13 +105,14 @@ def _records(
     listed = _metadata(parts, root, problems)
     finder = ControlFinder(root, control_folders, listed, suffixes=IMAGE_SUFFIXES, confine=confine)
     records: list[ImageRecord] = []
-    pictures = [(part, path) for part in parts for path in part.pictures]
+    every = [(part, path) for part in parts for path in part.pictures]
+    pictures = [(part, path) for part, path in every if path not in finder.named]
+    for _ in range(len(every) - len(pictures)):
+        count()
     # Closed also when `count` raises: a traceback would keep the threads at work.
     with closing(_examined([path for _, path in pictures], root, clips)) as looks:
         for (part, path), seen in zip(pictures, looks, strict=True):
             count()
-            if path in finder.named:
-                continue
             row = listed.pop(path, Described())
             try:
                 found, clip = seen()

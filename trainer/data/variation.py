@@ -14,6 +14,7 @@ import torch
 
 from ..config import ObjectiveConfig
 from ..rng import stream
+from ..text import comma_parts
 from .batches import Showing
 
 
@@ -38,7 +39,7 @@ class Variation:
     def applied(self, caption: str, draws: torch.Generator) -> str:
         if not self.changes:
             return caption
-        tags = [tag for part in caption.split(",") if (tag := part.strip())]
+        tags = comma_parts(caption)
         kept, others = tags[: self.keep], tags[self.keep :]
         if self.shuffle:
             others = [others[i] for i in torch.randperm(len(others), generator=draws).tolist()]

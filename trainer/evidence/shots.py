@@ -43,10 +43,6 @@ class Candidate:
 BASE = Candidate(label="without LoRA")
 
 
-def lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
 def shots(prompts: Mapping[Kind, Sequence[str]], seed: int, count: int) -> list[Shot]:
     """`count` pictures of each prompt, with seeds that count up from `seed`.
 

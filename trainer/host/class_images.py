@@ -56,7 +56,7 @@ def with_class_images(
         height=dataset.resolution,
     )
     key = hashlib.sha256(f"{models}|{prior.class_prompt}|{settings}".encode()).hexdigest()
-    folder = paths.output_directory() / "in-graph-lora" / "class-images" / key[:16]
+    folder = paths.class_images_directory() / key[:16]
     positive, negative = encode_prompt(clip, prior.class_prompt), encode_prompt(clip, "")
     made, records = 0, []
     for seed in range(missing):

@@ -33,11 +33,11 @@ def sample_rows(
     strengths: Sequence[float],
     settings: SampleSettings,
     on_step: Callable[[int, int], None],
-    controls: Mapping[str, HostControls | None] = {},  # noqa: B006 - is only read
+    controls: Sequence[HostControls | None] = (),
 ) -> list[Row]:
     """A row for each shot, with a picture at each strength; 0 is the untouched model.
 
-    on_step: is told sampling steps (done, of all). controls: prompt → its control pictures.
+    on_step: is told sampling steps (done, of all). controls: of each shot; () is none.
     """
     total = len(shots) * len(strengths) * settings.steps
     columns: list[list[torch.Tensor]] = []
@@ -45,13 +45,12 @@ def sample_rows(
         m, c = (model, clip) if strength == 0 else apply_lora(model, clip, lora, strength, strength)
         unwanted: dict[HostControls | None, Any] = {}
         column: list[torch.Tensor] = []
-        for prompt, seed in shots:
+        for (prompt, seed), shown in zip(shots, controls or [None] * len(shots), strict=True):
             start = (len(columns) * len(shots) + len(column)) * settings.steps
 
             def on_sampled(step: int, _of: int, start: int = start) -> None:
                 on_step(start + step, total)
 
-            shown = controls.get(prompt)
             wanted = encode_prompt(c, prompt, shown)
             if shown not in unwanted:
                 unwanted[shown] = encode_prompt(c, negative, shown, negative=True)
@@ -66,8 +65,8 @@ def sample_rows(
 
 def prompt_controls(
     model: ModelPatcher, clip: CLIP, vae: VAE, prompts: Sequence[str], images: Tensor, size: tuple[int, int]
-) -> dict[str, HostControls | None]:
-    """Prompt → the picture that it is drawn with.
+) -> list[HostControls | None]:
+    """What each of the prompts is drawn with.
 
     images: [1, H, W, C] for all prompts, or [N, H, W, C] for N of them. size: (width, height) that are drawn.
     Raises ConfigError for another number, and for a model that takes no control picture.
@@ -80,8 +79,5 @@ def prompt_controls(
     encoder = ControlEncoder(model, vae, clip)
     if not encoder.draws_with_pictures:
         raise ConfigError(f"{type(model.model).__name__} draws without control pictures; disconnect control")
-    images = images.expand(len(prompts), *images.shape[1:])
-    return {
-        prompt: encoder(to_sample([to_pil(image[None, ..., :3])], size))
-        for prompt, image in zip(prompts, images, strict=True)
-    }
+    shown = [encoder(to_sample([to_pil(image[None, ..., :3])], size)) for image in images]
+    return shown * len(prompts) if len(shown) == 1 else shown

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 _CONTEXT_WIDTH_KEYS = ("context_dim", "context_in_dim", "cap_feat_dim", "joint_attention_dim", "text_dim")
 """Names under which ComfyUI's network configs keep the width of the text embedding."""
 
-
 _REMEMBERED = 4
 """Captions whose encoding is remembered: all pictures of one come one after the other."""
 

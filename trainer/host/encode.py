@@ -49,7 +49,10 @@ class HostLatentEncoder:
     def pack_controls(self, controls: HostControls | None) -> Entry:
         entry = kept_conditions.pack_value(dict(controls.values) if controls else None)
         if entry is None:
-            raise ModelError("the control pictures of this model are of a kind that cannot be written")
+            name = type(self.model).__name__
+            raise ModelError(
+                f"{name}: what it is given of control pictures cannot be kept; train without control pictures"
+            )
         return entry
 
     def unpack_controls(self, entry: Entry, pictures: ControlPictures) -> HostControls | None:

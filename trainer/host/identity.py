@@ -6,9 +6,8 @@ import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from comfyui_version import __version__ as comfyui_version
-
 from .digest import digest
+from .paths import comfyui_version
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -76,7 +75,7 @@ def vae_fingerprint(vae: VAE) -> Fingerprint:
 def latents_identity(vae: Fingerprint, patcher: ModelPatcher) -> Fingerprint:
     """Of all that decides a latent beside the pixels. vae: its fingerprint."""
     own, unknown = vae
-    more, unknown_too = digest(own, comfyui_version, type(patcher.model), patcher.model.latent_format)
+    more, unknown_too = digest(own, comfyui_version(), type(patcher.model), patcher.model.latent_format)
     return more, unknown + unknown_too
 
 
@@ -88,7 +87,7 @@ def conditions_identity(clip: Fingerprint, patcher: ModelPatcher, *settings: Any
     own, unknown = clip
     config = patcher.model.model_config
     more, unknown_too = digest(
-        own, comfyui_version, type(patcher.model), type(config), config.unet_config, settings
+        own, comfyui_version(), type(patcher.model), type(config), config.unet_config, settings
     )
     return more, unknown + unknown_too
 

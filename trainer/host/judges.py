@@ -82,7 +82,7 @@ class FolderJudge:
         self.name = folder.name
         offline: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            self._model: Any = AutoModel.from_pretrained(folder, **offline).eval()
+            self._model: Any = AutoModel.from_pretrained(folder, use_safetensors=True, **offline).eval()
             self._processor: Any = AutoImageProcessor.from_pretrained(folder, **offline)
             self.reads = hasattr(self._model, "get_text_features")
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, **offline) if self.reads else None

@@ -37,22 +37,27 @@ def graph_images_directory() -> Path:
 
 def cache_directory() -> Path:
     """Latents and conditions of all runs."""
-    return output_directory() / "in-graph-lora" / "cache"
+    return output_directory() / RUNS / "cache"
+
+
+def class_images_directory() -> Path:
+    """What the untouched model has drawn of a class, for prior preservation."""
+    return output_directory() / RUNS / "class-images"
 
 
 def captions_directory() -> Path:
     """What models have written about pictures, to be used again."""
-    return output_directory() / "in-graph-lora" / "captions"
+    return output_directory() / RUNS / "captions"
 
 
 def unpacked_directory() -> Path:
     """Archives of pictures, unpacked."""
-    return output_directory() / "in-graph-lora" / "unpacked"
+    return output_directory() / RUNS / "unpacked"
 
 
 def evidence_directory() -> Path:
     """Pictures that Evaluate LoRA has drawn, and reports on LoRAs that are of no run."""
-    return output_directory() / "in-graph-lora" / "evidence"
+    return output_directory() / RUNS / "evidence"
 
 
 def comfyui_version() -> str:

@@ -69,8 +69,8 @@ def plan_run(
     """The plan, which is said, and the levers to train with. Without a plan where no step could be tried out,
     which is said too.
 
-    config: with `wanted` levers. prints: fingerprints of the
-    models. start: the LoRA to go on from. folder: the run that goes on, which keeps its base precision.
+    config: with `wanted` levers. prints: fingerprints of the models. start: the LoRA to go on from. folder:
+    the run that goes on, which keeps its base precision.
     """
     memory = config.memory
     manual = memory.fit == "manual"

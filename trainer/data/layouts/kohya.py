@@ -60,7 +60,8 @@ def _source(settings: Mapping[str, Any], path: Path, where: str) -> Source:
     def known(name: str, default: Any) -> Any:
         value = settings.get(name, default)
         if not isinstance(value, type(default)):
-            raise DatasetError(f"{path.name}: {name} of {where} is {value!r}; it should be {default!r}")
+            wanted = "true or false" if isinstance(default, bool) else "a text"
+            raise DatasetError(f"{path.name}: {name} of {where} is {value!r}; write {wanted}")
         return value
 
     framing: dict[str, Any] = {}

@@ -38,7 +38,8 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, problems: list[Problem]) -> list[Source]:
-    path = path / NAME if path.is_dir() else path
+    inside = path if path.is_dir() else None
+    path = path / NAME if inside else path
     config = read_config(path, parse_json)
     if not isinstance(config, list) or not all(isinstance(entry, dict) for entry in config):
         raise DatasetError(f"{path.name}: is not a list of datasets as SimpleTuner writes it; correct it")
@@ -54,7 +55,14 @@ def read(path: Path, problems: list[Problem]) -> list[Source]:
             problems.append(Problem(path=path, reason=f"{reason} folders of pictures are read"))
             continue
         unused.update(dict.fromkeys(k for k in entry if k not in _HERE and not k.startswith(_OF_ITS_CACHE)))
-        found.append(_source(entry, path, where))
+        source = _source(entry, path, where)
+        # A folder from elsewhere must not lead to private files, whose captions end up in the LoRA.
+        if inside and not source.folder.resolve().is_relative_to(inside.resolve()):
+            raise DatasetError(
+                f"{where}: names {source.folder}, which is outside of the folder; type the path"
+                f" of {NAME} itself to read it"
+            )
+        found.append(source)
     if unused:
         reason = f"these settings have no counterpart here and are not used: {shortened(sorted(unused), 12)}"
         problems.append(Problem(path=path, reason=reason, skipped=False))
