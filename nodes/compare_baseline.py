@@ -10,9 +10,10 @@ from comfy_api.latest import io, ui
 
 from ..trainer.errors import ConfigError
 from ..trainer.host.progress import NodeProgress
-from ..trainer.host.sample import SAMPLERS, SCHEDULERS, SampleSettings
+from ..trainer.host.sample import SampleSettings
 from ..trainer.pictures.comparison import Row, comparison_grid, parse_strengths, report
 from ..trainer.text import garbled, lines, readable
+from .sampler_inputs import sampler_inputs
 from .sockets import CATEGORY, LoraModel
 
 
@@ -49,12 +50,7 @@ class CompareBaseline(io.ComfyNode):
                     tooltip="Seed of the first picture of each prompt; the next ones count up.",
                 ),
                 io.Int.Input("images_per_prompt", default=1, min=1, max=64, tooltip="Rows for each prompt."),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps."),
-                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance scale."),
-                io.Combo.Input("sampler_name", options=SAMPLERS, default="euler", tooltip="As in KSampler."),
-                io.Combo.Input("scheduler", options=SCHEDULERS, default="normal", tooltip="As in KSampler."),
-                io.Int.Input("width", default=512, min=64, max=8192, step=8, tooltip="Width in pixels."),
-                io.Int.Input("height", default=512, min=64, max=8192, step=8, tooltip="Height in pixels."),
+                *sampler_inputs(),
                 io.String.Input(
                     "strengths",
                     default="0, 1",

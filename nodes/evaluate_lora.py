@@ -11,10 +11,11 @@ from comfy_api.latest import io
 from ..trainer.errors import ConfigError, StorageError
 from ..trainer.host.paths import lora_path, output_image, run_path, runs
 from ..trainer.host.progress import NodeProgress
-from ..trainer.host.sample import SAMPLERS, SCHEDULERS, SampleSettings
+from ..trainer.host.sample import SampleSettings
 from ..trainer.runs.checkpoints import loras
 from ..trainer.runs.folder import RunFolder
 from ..trainer.text import garbled, lines, readable
+from .sampler_inputs import sampler_inputs
 from .sockets import CATEGORY, LoraModel, TrainDataset
 
 NO_RUN = "none"
@@ -69,12 +70,7 @@ class EvaluateLoRA(io.ComfyNode):
                 io.Int.Input(
                     "images_per_prompt", default=4, min=1, max=1000, tooltip="Pictures of each prompt."
                 ),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Sampling steps."),
-                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance scale."),
-                io.Combo.Input("sampler_name", options=SAMPLERS, default="euler", tooltip="As in KSampler."),
-                io.Combo.Input("scheduler", options=SCHEDULERS, default="normal", tooltip="As in KSampler."),
-                io.Int.Input("width", default=512, min=64, max=8192, step=8, tooltip="Width in pixels."),
-                io.Int.Input("height", default=512, min=64, max=8192, step=8, tooltip="Height in pixels."),
+                *sampler_inputs(),
                 LoraModel.Input("lora", optional=True, tooltip="A LoRA to evaluate, from Train LoRA."),
                 io.Combo.Input(
                     "run",
