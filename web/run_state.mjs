@@ -33,8 +33,11 @@ export class RunState {
   prompts = [];
   /** @type {string[]} */
   notices = [];
+  /** The end that the user has asked for; messages of a moment before know nothing of it. */
+  #wish = "";
 
   clear() {
+    this.#wish = "";
     [this.steps, this.losses, this.rates] = [[], [], []];
     this.heldOut = new Map();
     [this.checkpoints, this.previews, this.prompts, this.notices] = [[], [], [], []];
@@ -57,10 +60,23 @@ export class RunState {
     this.#take({ points, held_out, checkpoints, previews, notices });
   }
 
+  ask(/** @type {"stopping" | "pausing"} */ wish) {
+    this.#wish = wish;
+    this.status = { ...this.status, state: wish };
+  }
+
+  /** What was asked for did not reach the training. */
+  refused() {
+    if (this.#wish) this.status = { ...this.status, state: "running" };
+    this.#wish = "";
+  }
+
   /** A message of the run, in the order in which they were sent. */
   add(/** @type {any} */ message) {
     const { points = [], held_out = [], checkpoints = [], previews = [], notices = [], ...status } = message;
     if (points.length && points[0][0] <= (this.steps.at(-1) ?? 0)) this.#rewind(points[0][0]);
+    if (this.#wish && status.state === "running") status.state = this.#wish;
+    else this.#wish = "";
     this.status = { ...this.status, ...status };
     this.#take({ points, held_out, checkpoints, previews, notices });
   }

@@ -24,9 +24,13 @@ export function trainView(/** @type {import("./view.mjs").Host} */ host) {
   const query = (values) => new URLSearchParams(values).toString();
   const post = (route, values) => host.fetch(`/in_graph_lora/${route}?${query(values)}`, { method: "POST" });
   const end = (wish, state) => async () => {
-    run.status = { ...run.status, state };
+    run.ask(state);
     show();
-    await post(`${wish}/${encodeURIComponent(host.id())}`, { prompt: run.status.prompt_id ?? "" });
+    const prompt = run.status.prompt_id ?? "";
+    const answer = await post(`${wish}/${encodeURIComponent(host.id())}`, { prompt }).catch(() => null);
+    if (answer?.ok) return;
+    run.refused();
+    show();
   };
   const actions = {
     stop: end("stop", "stopping"),
@@ -81,6 +85,7 @@ export function trainView(/** @type {import("./view.mjs").Host} */ host) {
       if (now !== bound) {
         bound = now;
         ended = [];
+        run.clear();
         if (message.run) {
           waiting = null;
           run.status = { prompt_id: message.prompt_id, state: message.state };
@@ -88,7 +93,6 @@ export function trainView(/** @type {import("./view.mjs").Host} */ host) {
           /** @type {any} */ (waiting)?.push(message);
           return;
         }
-        run.clear();
       }
       run.add(message);
       if (message.previews?.length && !run.prompts.length) rebuild();

@@ -5,8 +5,6 @@ It has to happen before a test module imports anything of ComfyUI's, and so when
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,12 +53,3 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder_paths.add_model_folder_path("loras", str(paths.lora_directory()))
     paths.lora_directory().mkdir(parents=True)
     return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def no_loop_of_a_browser() -> Iterator[None]:
-    """Playwright leaves its event loop running in a process that has run tests of the page."""
-    loop = asyncio._get_running_loop()
-    asyncio._set_running_loop(None)
-    yield
-    asyncio._set_running_loop(loop)

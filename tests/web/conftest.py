@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .page import READY
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
@@ -24,17 +26,15 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-# The page puts a workflow of its own on the canvas behind its spinner; one that is loaded before is lost.
-READY = """() => window.app?.graph && app.extensionManager?.spinner === false
-    && app.extensionManager.workflow.activeWorkflow && !!LiteGraph.registered_node_types.TrainLoRA"""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "web: needs Chromium")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """One browser a file: Playwright's event loop runs until it is closed, and other tests need none running."""
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     if executable is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")

@@ -67,6 +67,22 @@ def test_the_headline_is_the_present_phase_and_nothing_stale() -> None:
     assert "Continue" in state(status("paused"), then="run.headline")
 
 
+def test_what_the_user_has_asked_for_is_not_undone_by_a_message_of_a_moment_before() -> None:
+    asked = "run.ask(a[1]) ?? (run.add(a[2]), run.status.state)"
+    body = f"const run = new m.RunState(); run.rebuild(a[0]); return {asked};"
+    for wish, end in (("stopping", "stopped"), ("pausing", "paused")):
+        assert evaluated("run_state.mjs", body, status(), wish, status()) == wish
+        assert evaluated("run_state.mjs", body, status(), wish, status(end)) == end
+        assert state(status(wish), status(), then="run.status.state") == "running", "the server has said so"
+
+
+def test_a_wish_that_did_not_reach_the_server_is_forgotten() -> None:
+    body = "const run = new m.RunState(); run.rebuild(a[0]); run.ask('stopping'); run.refused();"
+    assert evaluated("run_state.mjs", f"{body} return run.status.state;", status()) == "running"
+    late = f"{body.replace('run.refused()', 'run.add(a[1]); run.refused()')} return run.status.state;"
+    assert evaluated("run_state.mjs", late, status(), status("finished")) == "finished"
+
+
 def test_time_and_memory_are_said_while_it_trains_and_not_after() -> None:
     now = {"pace": 0.5, "elapsed": 75, "left": 3675, "measured": True, "memory": 6.21e9, "memory_peak": 8e9}
     said = state(status(**now), then="run.details")

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..live.test_training import graph, pictures  # noqa: F401 - a fixture
 from ..past_runs import write_run
+from .page import open_prompt, queue
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -369,10 +370,6 @@ def test_the_divider_follows_a_finger(canvas: Page, server) -> None:
     assert int(divider.get_attribute("aria-valuenow") or 0) == pytest.approx(75, abs=3)
 
 
-OPEN = "async (prompt) => { await app.loadApiJson(prompt, 'fresh'); }"
-IN_FRONT = "() => app.extensionManager.workflow.activeWorkflow?.path.includes('fresh')"
-
-
 @pytest.mark.usefixtures("tiny_checkpoint", "runs")
 def test_a_real_training_is_in_every_list_and_compared_when_it_has_ended(
     canvas: Page,
@@ -385,9 +382,8 @@ def test_a_real_training_is_in_every_list_and_compared_when_it_has_ended(
         for number, node in graph(pictures, steps=2, name=name).items()
         if number in ("1", "2", "3", "4", "5", "11")
     }
-    canvas.evaluate(OPEN, wanted)
-    canvas.wait_for_function(IN_FRONT)
-    canvas.evaluate("async () => { await app.queuePrompt(0); }")
+    open_prompt(canvas, wanted, "fresh")
+    queue(canvas)
     divider = canvas.locator(".igl-divider")
     divider.wait_for(state="attached", timeout=120_000)
     compare = "app.graph.nodes.find((node) => node.comfyClass === 'CompareBaseline')"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ..live.test_crash import graph, write_pictures
-from .conftest import READY
+from .page import READY, open_prompt, open_workflow, queue
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -18,8 +18,7 @@ pytestmark = [pytest.mark.web, pytest.mark.slow]
 Json = dict[str, Any]
 
 # As a user's workflow: with an id of its own, and the training in view.
-MAKE = """async ([prompt, id]) => {
-    await app.loadApiJson(prompt, 'made');
+MAKE = """(id) => {
     app.graph.nodes.forEach((node, i) => { node.pos = [40 + 340 * (i % 2), 120 + 420 * (i >> 1)]; });
     const train = app.graph.nodes.find((node) => node.type === 'TrainLoRA');
     if (train) { train.pos = [800, 60]; train.setSize([420, train.computeSize()[1]]); }
@@ -27,7 +26,6 @@ MAKE = """async ([prompt, id]) => {
     workflow.extra = { ds: { scale: 1, offset: [0, 0] } };
     return { ...workflow, id };
 }"""
-OPEN = "async ([workflow, name]) => { await app.loadGraphData(workflow, true, true, name); }"
 VALUES = "() => app.graph.serialize().nodes.map((node) => [node.id, node.widgets_values])"
 PREVIEWS = {"3": {"every": 4, "measure_every": 4, "prompts": "aawxbc figurine\na figurine"}}
 SOON = 120_000
@@ -70,7 +68,8 @@ def run(page: Page) -> None:
 
 
 def workflow(page: Page, prompt: Json) -> Json:
-    return page.evaluate(MAKE, [prompt, str(uuid.uuid4())])
+    open_prompt(page, prompt, "made")
+    return page.evaluate(MAKE, str(uuid.uuid4()))
 
 
 @pytest.fixture
@@ -84,7 +83,7 @@ def prompt(server: Any, request: pytest.FixtureRequest) -> Json:
 
 def test_a_training_is_shown_stopped_paused_and_found_again(canvas: Page, prompt: Json, server: Any) -> None:
     mine, shown = workflow(canvas, prompt), Shown(canvas)
-    canvas.evaluate(OPEN, [mine, "mine"])
+    open_workflow(canvas, mine, "mine")
     before = canvas.evaluate(VALUES)
     assert shown.panel.count() == 0, "an idle node is small"
 
@@ -115,7 +114,7 @@ def test_a_training_is_shown_stopped_paused_and_found_again(canvas: Page, prompt
 
     # Another workflow with a node of the same number shows nothing; this one shows it again.
     other = {**mine, "id": str(uuid.uuid4())}
-    canvas.evaluate(OPEN, [other, "other"])
+    open_workflow(canvas, other, "other")
     canvas.wait_for_timeout(1500)
     assert shown.panel.count() == 0
     canvas.locator(".workflow-tabs").get_by_text("mine", exact=True).click()
@@ -131,7 +130,7 @@ def test_a_training_is_shown_stopped_paused_and_found_again(canvas: Page, prompt
     second = browser.new_context(viewport={"width": 1600, "height": 1000}).new_page()
     second.goto(server.url, wait_until="domcontentloaded")
     second.wait_for_function(READY, timeout=SOON)
-    second.evaluate(OPEN, [mine, "elsewhere"])
+    open_workflow(second, mine, "elsewhere")
     elsewhere = Shown(second)
     elsewhere.step(reached)
     elsewhere.press("Stop and keep")
@@ -165,7 +164,7 @@ def test_a_training_is_shown_stopped_paused_and_found_again(canvas: Page, prompt
 def test_what_is_wrong_is_said_on_the_node_until_it_runs(canvas: Page, prompt: Json) -> None:
     prompt["4"]["inputs"] |= {"steps": 1, "name": "../a"}
     del prompt["4"]["inputs"]["preview"]
-    canvas.evaluate(OPEN, [workflow(canvas, prompt), "wrong"])
+    open_workflow(canvas, workflow(canvas, prompt), "wrong")
     problem = canvas.locator(".in-graph-lora-problem:visible")
     run(canvas)
     problem.wait_for()
@@ -179,7 +178,7 @@ def test_what_is_wrong_is_said_on_the_node_until_it_runs(canvas: Page, prompt: J
     change += " n.widgets.find((w) => w.name === name).value = value; }"
     canvas.evaluate(change, ["name", f"right-{uuid.uuid4().hex[:6]}"])
     canvas.evaluate(change, ["batch_size", 64])
-    canvas.evaluate("() => app.queuePrompt(0)")  # a dialog of ComfyUI may lie over the button
+    queue(canvas)
     canvas.wait_for_function(
         "() => /larger than the dataset/.test(document.querySelector('.in-graph-lora-problem')?.innerText)",
         timeout=SOON,
@@ -187,7 +186,7 @@ def test_what_is_wrong_is_said_on_the_node_until_it_runs(canvas: Page, prompt: J
     assert problem.count() == 1
 
     canvas.evaluate(change, ["batch_size", 1])
-    canvas.evaluate("() => app.queuePrompt(0)")
+    queue(canvas)
     Shown(canvas).says("Finished")
     assert problem.count() == 0
     assert canvas.evaluate(size) > 0 < with_problem
