@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One a file: Playwright leaves its event loop running until the browser is closed, in the way of others."""
+    """One a file: until it is closed Playwright leaves an event loop running, in the way of other tests."""
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     if executable is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
