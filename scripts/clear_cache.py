@@ -9,11 +9,10 @@ Start it with ComfyUI's Python. Runs that still need something encode it again. 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 
-PACK = Path(__file__).resolve().parent.parent
+from _pack import import_pack
 
 
 def main() -> int:
@@ -24,11 +23,7 @@ def main() -> int:
     folder = args.output / "in-graph-lora" / "cache"
     if not args.output.is_dir():
         parser.error(f"{args.output} is no folder; name ComfyUI's output folder")
-    spec = importlib.util.spec_from_file_location("in_graph_lora", PACK / "__init__.py")
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules["in_graph_lora"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["in_graph_lora"])
+    import_pack()
     from in_graph_lora.trainer.data.store import clear, usage
 
     count, size = clear(folder) if args.clear else usage(folder)

@@ -9,12 +9,10 @@ side), 2 when the reports cannot be compared, 0 otherwise. Needs the Python of C
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from pathlib import Path
-from types import ModuleType
 
-PACK = Path(__file__).resolve().parent.parent
+from _pack import import_pack
 
 
 def main() -> int:
@@ -22,24 +20,18 @@ def main() -> int:
     parser.add_argument("before", type=Path, help="report.json that was good")
     parser.add_argument("after", type=Path, help="report.json to hold against it")
     args = parser.parse_args()
-    engine()
-    regression = importlib.import_module("in_graph_lora.trainer.evidence.regression")
-    errors = importlib.import_module("in_graph_lora.trainer.errors")
+    import_pack()
+    from in_graph_lora.trainer.errors import TrainerError
+    from in_graph_lora.trainer.evidence import regression
+
     try:
         before, after = regression.read_report(args.before), regression.read_report(args.after)
         differences = regression.compare(before, after)
-    except errors.TrainerError as error:
+    except TrainerError as error:
         print(error, file=sys.stderr)
         return 2
     print(regression.markdown(differences))
     return 1 if any(difference.worse for difference in differences) else 0
-
-
-def engine() -> None:
-    """Make the pack's folder importable as `in_graph_lora` without what ComfyUI imports of it."""
-    package = ModuleType("in_graph_lora")
-    package.__path__ = [str(PACK)]
-    sys.modules["in_graph_lora"] = package
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ loads what is finished. docs/python.md says more.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 
-PACK = Path(__file__).resolve().parent.parent
+from _pack import import_pack
 
 
 def arguments() -> argparse.Namespace:
@@ -38,17 +37,8 @@ def main() -> None:
     from comfy.cli_args import args as options
 
     options.cpu = args.cpu
-    import_pack("in_graph_lora")
+    import_pack()
     train(args)
-
-
-def import_pack(name: str) -> None:
-    """Make the pack importable under this name, whatever its folder is called."""
-    spec = importlib.util.spec_from_file_location(name, PACK / "__init__.py")
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
 
 
 def train(args: argparse.Namespace) -> None:

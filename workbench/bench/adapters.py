@@ -1,8 +1,9 @@
-"""`python dev.py bench --adapters`: what adapters cost on top of a block of SDXL or Flux.1.
+"""`python dev.py bench --adapters`: what adapters cost on top of a block of SDXL or Flux.1, or of all SDXL.
 
 ComfyUI's own blocks at their real widths, with generated weights. Each round times the block without adapters
 and then with each contender, forward and backward; what counts is each one's fastest round, for what else the
 machine does only adds to it. Nothing else of a step costs time for an adapter but the optimizer.
+"sdxl step" is the whole network instead of a block.
 
 On top of the block's own, for each adapter layer:
 
@@ -56,6 +57,8 @@ SHAPES = {
     "tiny": Shape("BasicTransformerBlock", 64, 16, 4, "sdxl_base_v1-0"),
 }
 """SDXL at 1024 pixels, Flux.1 at 512."""
+NETWORKS = {"sdxl step": ("sdxl", 512, "sdxl_base_v1-0"), "tiny step": ("tiny", 64, "sd_v1")}
+"""A row of `models.MODELS`, pixels, family."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,7 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(prog="dev.py bench --adapters", description=__doc__.split("\n")[0])
     parser.add_argument("--adapters", action="store_true", help="this benchmark")
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES)[:4], choices=SHAPES)
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES)[:4], choices=(*SHAPES, *NETWORKS))
     parser.add_argument("--contenders", nargs="+", default=[PEFT, "lora"], choices=(PEFT, *ADAPTER_KINDS))
     parser.add_argument("--targets", default="attention", choices=TARGETS)
     parser.add_argument("--dtypes", nargs="+", default=["bf16", "fp32"], choices=DTYPES)
@@ -120,11 +123,11 @@ def measured(name: str, dtype: str, args: argparse.Namespace) -> list[Cost]:
     from in_graph_lora.trainer.host.model import in_training
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shape = SHAPES[name]
+    make, family = (network_of, NETWORKS[name][2]) if name in NETWORKS else (block_of, SHAPES[name].family)
     with ExitStack() as stack:
         stack.enter_context(in_training())
-        net, forward = block_of(shape, DTYPES[dtype], device, args.batch)
-        stack.enter_context(without_writes(net, shape.family))
+        net, forward = make(name, DTYPES[dtype], device, args.batch)
+        stack.enter_context(without_writes(net, family))
         operations, kept = counted(forward)
         bare: list[float] = []
         times: dict[str, list[float]] = {c: [] for c in args.contenders}
@@ -159,8 +162,34 @@ def name_of(device: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
+def network_of(
+    name: str, dtype: torch.dtype, device: torch.device, batch: int
+) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """A whole network. Its input needs gradients, so that it has a backward pass without adapters too."""
+    from in_graph_lora.trainer.host import kernels
+
+    from .models import MODELS, generated
+
+    row, pixels, _ = NETWORKS[name]
+    model = MODELS[row]
+    net = model.empty(dtype).diffusion_model
+    net.load_state_dict(dict(generated(net, dtype)), assign=True)
+    net.to(device).requires_grad_(False)
+    g = torch.Generator().manual_seed(0)
+
+    def drawn(*size: int) -> Tensor:
+        return torch.randn(size, generator=g).to(device, dtype)
+
+    x, t = drawn(*model.latent(batch, pixels)), torch.full((batch,), 500.0, device=device, dtype=dtype)
+    given: dict[str, Any] = {"context": drawn(batch, *model.text)}
+    if model.pooled:
+        given["y"] = drawn(batch, model.vector or model.pooled)
+    given["transformer_options"] = {"optimized_attention_override": kernels.attention}
+    return net, lambda: net(x.detach().requires_grad_() * 1, t, **given)
+
+
 def block_of(
-    shape: Shape, dtype: torch.dtype, device: torch.device, batch: int
+    name: str, dtype: torch.dtype, device: torch.device, batch: int
 ) -> tuple[nn.Module, Callable[[], Tensor]]:
     """A network of one block, and a forward pass through it whose result needs gradients."""
     import comfy.ops
@@ -170,6 +199,7 @@ def block_of(
 
     from in_graph_lora.trainer.host import kernels
 
+    shape = SHAPES[name]
     made = {"dtype": dtype, "device": device, "operations": comfy.ops.disable_weight_init}
     options = {"transformer_options": {"optimized_attention_override": kernels.attention}}
     g = torch.Generator().manual_seed(0)
