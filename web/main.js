@@ -255,6 +255,7 @@ function watchQueue() {
 /** Our templates by name, first_lora first: the server lists them as its disk does. */
 function sortTemplates() {
   const listed = api.getWorkflowTemplates;
+  if (!listed) return;
   const folder = decodeURIComponent(new URL(".", import.meta.url).pathname).split("/").at(-2) ?? "";
   api.getWorkflowTemplates = async function (...given) {
     const all = await listed.apply(this, given);
