@@ -18,10 +18,10 @@ class ApplyLoRA(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ApplyLoRA",
-            display_name="Apply LoRA",
+            display_name="Apply LoRA (In-Graph)",
             category=CATEGORY,
             description="Puts a trained LoRA, or a LoRA file, on the model and the CLIP.",
-            search_aliases=["lora", "load lora", "preview lora"],
+            search_aliases=["apply lora", "lora", "load lora", "preview lora"],
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model to put the LoRA on. The input itself stays untouched."

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io, ui
 
 from ..trainer.data.joining import join
+from ..trainer.data.report import overview
 from ..trainer.errors import ConfigError
 from ..trainer.pictures.contact_sheet import contact_sheet
-from .load_dataset import summary
 from .sockets import CATEGORY, TrainDataset
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class JoinDatasets(io.ComfyNode):
             description="Trains on several datasets at once, each at its own resolution and with its own"
             " repeats.",
             search_aliases=["merge datasets", "combine datasets", "合并数据集"],
+            is_output_node=True,
             inputs=[
                 *(
                     TrainDataset.Input(
@@ -72,7 +73,7 @@ class JoinDatasets(io.ComfyNode):
             raise ConfigError(f"repeats is {repeats!r}; use whole numbers from 1 to 1000")
         dataset = join(given, weights=factors, repeats=times)
         sheet = contact_sheet(dataset)
-        shown = ui.PreviewImage(sheet).as_dict() | {"text": [summary(dataset)]}
+        shown = ui.PreviewImage(sheet).as_dict() | {"text": [overview(dataset)]}
         return io.NodeOutput(dataset, sheet, len(dataset), ui=shown)
 
 

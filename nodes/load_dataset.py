@@ -11,13 +11,13 @@ from comfy_api.latest import io, ui
 from ..trainer.data.clip import CLIPS, ClipOptions
 from ..trainer.data.joining import caption_lines, joined
 from ..trainer.data.kept import KeptFiles
-from ..trainer.data.remarks import remarks
+from ..trainer.data.report import overview
 from ..trainer.data.scan import check_folder, folder_fingerprint
 from ..trainer.errors import DatasetError
 from ..trainer.host.paths import graph_images_directory, input_directory, unpacked_directory
 from ..trainer.host.progress import NodeProgress
-from ..trainer.pictures.contact_sheet import contact_sheet, title
-from ..trainer.text import garbled, lines
+from ..trainer.pictures.contact_sheet import contact_sheet
+from ..trainer.text import lines
 from .sockets import CATEGORY, Clips, TrainDataset
 from .sockets import Framing as FramingSocket
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..trainer.data.framing import Framing
-    from ..trainer.data.records import Dataset
-
-MAX_PROBLEMS_SHOWN = 20
 
 _graph_images = KeptFiles()
 
@@ -37,10 +34,11 @@ class LoadDataset(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LoadDataset",
-            display_name="Load Dataset",
+            display_name="Load Dataset (In-Graph)",
             category=CATEGORY,
             description="Reads the pictures to train on and their captions, and shows how they are cropped.",
-            search_aliases=["load folder", "training images", "dataset", "kohya", "数据集"],
+            search_aliases=["load dataset", "load folder", "training images", "dataset", "kohya", "数据集"],
+            is_output_node=True,
             # Pictures of different sizes arrive as a list; without this the node, and the training behind
             # it, would run once for each picture.
             is_input_list=True,
@@ -209,7 +207,7 @@ class LoadDataset(io.ComfyNode):
         )
         _graph_images.add(r.path for r in dataset.records if r.path.parent == kept)
         sheet = contact_sheet(dataset)
-        shown = ui.PreviewImage(sheet).as_dict() | {"text": [summary(dataset)]}
+        shown = ui.PreviewImage(sheet).as_dict() | {"text": [overview(dataset)]}
         return io.NodeOutput(dataset, sheet, len(dataset), ui=shown)
 
 
@@ -230,20 +228,6 @@ def resolve_folder(folder: str) -> Path:
     except (OSError, RuntimeError, ValueError) as e:
         raise DatasetError(f"{folder!r}: is not a usable path ({e}); type it again") from e
     return path
-
-
-def summary(dataset: Dataset) -> str:
-    """The counts, then a line for each problem and for what is odd about pictures and captions."""
-    told = [f"{'skipped' if p.skipped else 'note'}: {p}" for p in dataset.problems[:MAX_PROBLEMS_SHOWN]]
-    lines = [title(dataset), *told]
-    if (more := len(dataset.problems) - MAX_PROBLEMS_SHOWN) > 0:
-        lines.append(f"and {more} more")
-    lines += remarks(dataset)
-    if blank := sum(not r.caption for r in dataset.records):
-        lines.append(f"{blank} without a caption; add Caption Images or .txt files")
-    if odd := garbled(dataset.texts):
-        lines.append(odd)
-    return "\n".join(lines)
 
 
 def _single(name: str, values: Sequence[Any]) -> Any:

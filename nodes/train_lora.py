@@ -22,10 +22,10 @@ class TrainLoRA(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="TrainLoRA",
-            display_name="Train LoRA",
+            display_name="Train LoRA (In-Graph)",
             category=CATEGORY,
             description="Trains a LoRA on the model that is already loaded and saves it to output/loras.",
-            search_aliases=["lora", "train", "finetune", "dreambooth", "训练"],
+            search_aliases=["train lora", "lora training", "lora", "train", "finetune", "dreambooth", "训练"],
             is_output_node=True,
             inputs=training_inputs(),
             outputs=[

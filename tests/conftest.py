@@ -112,7 +112,9 @@ def server(
     folder = base.prepare(tmp_path_factory.mktemp("comfyui-base"))
     _link_or_copy(tiny_checkpoint, folder / "models" / "checkpoints" / tiny_checkpoint.name)
     log = LOGS / f"test-server-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}.log"
-    with server_tools.start(Path(sys.executable), comfyui, folder, log=log) as running:
+    frontend = os.environ.get("IGL_FRONTEND")
+    more = ["--front-end-root", frontend] if frontend else []
+    with server_tools.start(Path(sys.executable), comfyui, folder, log=log, more=more) as running:
         if failure := server_tools.import_failure(log):
             pytest.fail(failure, pytrace=False)
         yield running

@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { compareView } from "./compare_baseline.mjs";
+import { loadDatasetView } from "./load_dataset.mjs";
 import { loadRunView } from "./load_run.mjs";
 import { executionSentence, problemBox, validationSentence } from "./problems.mjs";
 import { addLora, addSettings } from "./run_to_graph.mjs";
@@ -21,8 +22,8 @@ const VIEWS = {
   DatasetReport: markdownView,
   EditCaptions: textView,
   EvaluateLoRA: markdownView,
-  JoinDatasets: textView,
-  LoadDataset: textView,
+  JoinDatasets: markdownView,
+  LoadDataset: loadDatasetView,
   LoadRun: loadRunView,
   PlanTraining: markdownView,
   TrainLoRA: trainView,
@@ -251,6 +252,18 @@ function watchQueue() {
   };
 }
 
+/** Our templates by name, first_lora first: the server lists them as its disk does. */
+function sortTemplates() {
+  const listed = api.getWorkflowTemplates;
+  if (!listed) return;
+  const folder = decodeURIComponent(new URL(".", import.meta.url).pathname).split("/").at(-2) ?? "";
+  api.getWorkflowTemplates = async function (...given) {
+    const all = await listed.apply(this, given);
+    all?.[folder]?.sort?.();
+    return all;
+  };
+}
+
 function showErrors(errors) {
   for (const [id, node] of Object.entries(errors ?? {})) {
     if (node.errors?.length) complain(id, node.errors.map(validationSentence));
@@ -296,6 +309,7 @@ app.registerExtension({
     api.addEventListener("executed", onExecuted);
     api.addEventListener("execution_error", onError);
     watchQueue();
+    sortTemplates();
     const style = document.head.appendChild(document.createElement("style"));
     const rules = Object.entries(SOCKETS).map(([type, colour]) => `--color-datatype-${type}: ${colour};`);
     style.textContent = `:root { ${rules.join(" ")} }`;

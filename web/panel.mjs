@@ -12,7 +12,12 @@ export function textBox(height = 160) {
 }
 
 function cells(/** @type {string} */ line) {
-  return line.split("|").slice(1, -1).map((cell) => cell.trim());
+  return line.split(/(?<!\\)\|/).slice(1, -1).map((cell) => cell.trim());
+}
+
+/** Text without the backslashes that keep signs in it from being read as Markdown. */
+function plain(/** @type {string} */ text) {
+  return text.replaceAll("**", "").replace(/\\([\\`*_<>[\]|])/g, "$1");
 }
 
 function table(/** @type {string[]} */ lines) {
@@ -24,7 +29,7 @@ function table(/** @type {string[]} */ lines) {
     for (const text of cells(line)) {
       const bold = i === 0 || text.startsWith("**");
       const cell = row.appendChild(document.createElement(bold ? "th" : "td"));
-      cell.textContent = text.replaceAll("**", "");
+      cell.textContent = plain(text);
       cell.style.cssText = "padding: 1px 8px 1px 0; text-align: left;";
     }
   });
@@ -38,7 +43,7 @@ export function fillMarkdown(/** @type {HTMLElement} */ box, /** @type {string} 
       if (part.startsWith("|")) return table(part.split("\n"));
       const heading = /^#+ |^\*\*/.test(part);
       const element = document.createElement("div");
-      element.textContent = part.replace(/^#+ /, "").replaceAll("**", "");
+      element.textContent = plain(part.replace(/^#+ /, ""));
       element.style.cssText = `margin: 4px 0; font-weight: ${heading ? "bold" : "normal"};`;
       return element;
     }),

@@ -141,13 +141,15 @@ def test_a_folder_runs_through_both_nodes(comfy, folder):
         "a photo of ohwx dog",
         "a photo of ohwx dog",
     ]
-    assert shown["1"]["text"][0].splitlines() == [
-        "3 images · 1 skipped · 3 buckets",
-        "skipped: broken.jpg: the file is empty (0 bytes); copy it again",
-        "3 pictures are too small for the resolution and enlarged: img0.png (1.5 times), img1.png (1.5"
-        " times), img2.png (1.7 times); Image Framing can train them at their own size, or refuse them",
-        "2 without a caption; add Caption Images or .txt files",
-    ]
+    text = shown["1"]["text"][0]
+    assert text.splitlines()[0] == "3 images · 1 skipped · 3 buckets"
+    assert "| broken.jpg | skipped | the file is empty (0 bytes); copy it again |" in text.splitlines()
+    assert (
+        "⚠ 3 pictures are too small for the resolution and enlarged: img0.png (1.5 times), img1.png (1.5"
+        " times), img2.png (1.7 times); Image Framing can train them at their own size, or refuse them"
+    ) in text.splitlines()
+    assert "⚠ 2 without a caption; add Caption Images or .txt files" in text.splitlines()
+    assert sum(line.endswith(" of the subject | cut, on average |") for line in text.splitlines()) == 1
     [preview] = shown["1"]["images"]
     assert (Path(folder_paths.get_temp_directory()) / preview["subfolder"] / preview["filename"]).is_file()
     assert shown["2"]["text"][0] == "img0.png: a red square"

@@ -22,6 +22,7 @@ from ..past_runs import write_run
 
 RUN = "20261124-120000"
 RUNS = "/in_graph_lora/runs"
+FOLDERS = "/in_graph_lora/folders"
 Request = tuple[str, str, dict[str, str], bytes | None]
 FOREIGN = (
     {"Sec-Fetch-Site": "cross-site"},
@@ -104,6 +105,9 @@ def requests() -> list[Request]:
             for more in ("..", "checkpoints", "run.json", "%2e%2e")
         ]
     out += [("GET", RUNS, headers, None) for headers in FOREIGN]
+    out += [("GET", path, headers, None) for path in (FOLDERS, f"/api{FOLDERS}") for headers in FOREIGN]
+    out += [("GET", f"{FOLDERS}/{name}", {}, None) for name in ids]
+    out += [(m, FOLDERS, {}, b"{}") for m in ("POST", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND")]
     counts = ["-1", "1.5", "x", "", "9" * 400, "٣", "1e3", "null", "0x10", "[]", "%00", "1;2", "２"]
     out += [
         ("GET", f"{RUNS}?{key}={quote(v)}", {}, None)
@@ -164,6 +168,27 @@ def test_500_hostile_requests_are_refused_without_a_traceback_or_a_change(target
     gone = {p for p in before if p not in state(target.base)}
     assert gone
     assert all(str(runs / "toy" / RUN) in path for path in gone)
+
+
+def test_the_list_of_folders_holds_the_input_folder_and_nothing_that_a_client_names(target, tmp_path):
+    (tmp_path / "secret").mkdir()
+    base = target.base / "input"
+    (base / "chosen" / "10_toy").mkdir(parents=True, exist_ok=True)
+    (base / "chosen" / "10_toy" / "a.png").touch()
+    (base / "leak").symlink_to(tmp_path, target_is_directory=True)
+    try:
+        with urllib.request.urlopen(target.url + FOLDERS, timeout=30) as answer:
+            whole = json.load(answer)
+        found = {folder["name"]: folder["pictures"] for folder in whole["folders"]}
+        assert found["chosen"] == 0
+        assert found["chosen/10_toy"] == 1
+        assert not any("leak" in name or "secret" in name or ".." in name for name in found)
+        for name in ("..", "/", "../output", str(tmp_path), "%2e%2e"):
+            asked = f"{target.url}{FOLDERS}?under={quote(name)}&folder={quote(name)}&root={quote(name)}"
+            with urllib.request.urlopen(asked, timeout=30) as answer:
+                assert json.load(answer) == whole
+    finally:
+        (base / "leak").unlink()
 
 
 def test_a_run_is_listed_described_and_deleted(server, client):

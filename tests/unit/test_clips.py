@@ -20,10 +20,11 @@ from in_graph_lora.trainer.data.clip import Clip, ClipOptions, Span
 from in_graph_lora.trainer.data.clips import frames_at, inspect_clip, state
 from in_graph_lora.trainer.data.pixels import opened, pixels
 from in_graph_lora.trainer.data.records import ImageRecord
+from in_graph_lora.trainer.data.report import title
 from in_graph_lora.trainer.data.scan import folder_fingerprint, scan_folder
 from in_graph_lora.trainer.data.views import View, views
 from in_graph_lora.trainer.errors import DatasetError
-from in_graph_lora.trainer.pictures.contact_sheet import contact_sheet, title
+from in_graph_lora.trainer.pictures.contact_sheet import contact_sheet
 
 from ..clips import CODECS, index_of, write_clip, write_frames
 

@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 
 from in_graph_lora.trainer.data.records import Problem
+from in_graph_lora.trainer.data.report import title
 from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.errors import DatasetError
-from in_graph_lora.trainer.pictures.contact_sheet import contact_sheet, title
+from in_graph_lora.trainer.pictures.contact_sheet import contact_sheet
 
 
 @pytest.fixture

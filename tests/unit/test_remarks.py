@@ -14,7 +14,7 @@ from in_graph_lora.trainer.data.framing import Framing
 from in_graph_lora.trainer.data.joining import join, without_refused
 from in_graph_lora.trainer.data.records import Dataset, ImageRecord, Problem
 from in_graph_lora.trainer.data.remarks import near_duplicates, remarks
-from in_graph_lora.trainer.data.report import TokenCount, buckets, report
+from in_graph_lora.trainer.data.report import TokenCount, buckets, overview, report
 from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.data.traits import Traits, traits_of
 from in_graph_lora.trainer.errors import DatasetError
@@ -176,6 +176,29 @@ def test_the_report_counts_roles_buckets_captions_and_problems(dataset):
     assert "skipped: broken.png: the file is empty (0 bytes); copy it again" in text
     assert "<b>" not in text.replace("\\<b\\>", "")
     assert [(size, len(members)) for size, members in buckets(dataset)] == [((192, 320), 8), ((320, 192), 8)]
+
+
+def test_the_overview_counts_roles_and_names_every_bucket_and_problem(dataset):
+    lines = overview(dataset).splitlines()
+    assert lines[0] == "8 images · 7 of the subject, 1 of the class · 1 skipped · 2 buckets"
+    assert "| trained at | of the subject | of the class | cut, on average |" in lines
+    assert "| 192x320 | 8 | 0 | 20% |" in lines
+    assert "| 320x192 | 6 | 2 | 20% |" in lines
+    assert "| broken.png | skipped | the file is empty (0 bytes); copy it again |" in lines
+    small = replace(dataset, resolution=512)
+    assert any(
+        line.startswith("⚠ 8 pictures are too small for the resolution")
+        for line in overview(small).splitlines()
+    )
+    assert "⚠ 8 pictures are too small" not in overview(dataset)
+
+
+def test_names_and_reasons_are_no_table_and_no_markup(dataset, tmp_path):
+    odd = Problem(path=tmp_path / "a|b<i>_*.png", reason="x | y\nz")
+    (row,) = [
+        line for line in overview(replace(dataset, problems=(odd,))).splitlines() if "skipped |" in line
+    ]
+    assert row == "| a\\|b\\<i\\>\\_\\*.png | skipped | x \\| y z |"
 
 
 def test_with_a_text_encoder_tokens_over_its_limit_are_named(dataset):

@@ -82,5 +82,6 @@ declare module "*/scripts/api.js" {
     fetchApi(route: string, options?: RequestInit): Promise<Response>;
     apiURL(route: string): string;
     queuePrompt(number: number, prompt: any, ...rest: any[]): Promise<any>;
+    getWorkflowTemplates?(...given: any[]): Promise<Record<string, string[]>>;
   };
 }

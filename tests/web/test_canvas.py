@@ -156,7 +156,7 @@ def test_text_of_a_node_is_shown_on_it_once(canvas: Page, workflow: Json) -> Non
         output = {"text": [f"{kind} says"]}
         send(canvas, "executed", node=number, display_node=number, prompt_id="p", output=output)
     shown = [box.text_content() for box in canvas.locator(".in-graph-lora-text").all()]
-    # The report of CompareBaseline goes to the connected node.
+    # Compare Baseline shows its report among its pictures.
     assert sorted(shown) == ["CaptionImages says", "LoadDataset says"]
 
 

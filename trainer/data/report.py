@@ -7,15 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import shortened
-from ..text import garbled
+from ..text import garbled, readable
 from .caption_statistics import caption_statistics, words
 from .records import Dataset, ImageRecord
 from .remarks import remarks
 from .views import View, views
 
-MAX_PROBLEMS = 50
+MAX_PROBLEMS = 200
 MAX_TAGS = 20
-_ROLES = ("instance", "class", "validation")
+_ROLES = {"instance": "of the subject", "class": "of the class", "validation": "held out"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,66 @@ def buckets(dataset: Dataset) -> list[tuple[tuple[int, int], list[tuple[ImageRec
         for view in views(record, resolution=dataset.resolution):
             found[view.size].append((record, view))
     return sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+
+
+def title(dataset: Dataset, shown: int | None = None) -> str:
+    """For example "12 images · 10 of the subject, 2 of the class · 3 clips · 1 skipped · 3 buckets"."""
+    sizes = {v.size for r in dataset.records for v in views(r, resolution=dataset.resolution)}
+    roles = {role: sum(r.role == role for r in dataset.records) for role in _ROLES}
+    masked = sum(r.mask is not None for r in dataset.records)
+    controlled = sum(bool(r.controls) for r in dataset.records)
+    clips = sum(r.clip is not None for r in dataset.records)
+    parts = [_some(len(dataset), "image")]
+    if roles["instance"] < len(dataset):
+        parts.append(", ".join(f"{n} {_ROLES[role]}" for role, n in roles.items() if n))
+    parts += [_some(clips, "clip")] if clips else []
+    parts += [f"{masked} masked"] if masked else []
+    parts += [f"{controlled} with control pictures"] if controlled else []
+    parts += [f"{sum(p.skipped for p in dataset.problems)} skipped", _some(len(sizes), "bucket")]
+    parts += [f"first {shown} shown"] if shown is not None and shown < len(dataset) else []
+    return " · ".join(parts)
+
+
+def overview(dataset: Dataset) -> str:
+    """What the node shows, as Markdown: counts, what is odd, every bucket, what was skipped."""
+    told = remarks(dataset)
+    if blank := sum(not r.caption for r in dataset.records):
+        told.append(f"{blank} without a caption; add Caption Images or .txt files")
+    if odd := garbled(dataset.texts):
+        told.append(odd)
+    parts = [
+        title(dataset),
+        *(f"⚠ {_inline(line, 2000)}" for line in told),
+        _sizes(dataset),
+        _problems(dataset),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _sizes(dataset: Dataset) -> str:
+    """A row for each bucket, a column for each role that there is."""
+    roles = [role for role in _ROLES if any(r.role == role for r in dataset.records)]
+    rows = [f"| trained at | {' | '.join(_ROLES[role] for role in roles)} | cut, on average |"]
+    rows.append("|---|" + "---:|" * (len(roles) + 1))
+    for (width, height), members in buckets(dataset):
+        counts = [str(sum(record.role == role for record, _ in members)) for role in roles]
+        rows.append(f"| {width}x{height} | {' | '.join(counts)} | {_mean_cut(members):.0%} |")
+    return "\n".join(rows)
+
+
+def _problems(dataset: Dataset) -> str:
+    if not dataset.problems:
+        return ""
+    rows = ["| file | | why |", "|---|---|---|"]
+    for p in dataset.problems[:MAX_PROBLEMS]:
+        kind = "skipped" if p.skipped else "note"
+        rows.append(f"| {_inline(readable(p.path.name))} | {kind} | {_inline(readable(p.reason))} |")
+    more = len(dataset.problems) - MAX_PROBLEMS
+    return "\n".join(rows) + (f"\n\nand {more} more" if more > 0 else "")
+
+
+def _some(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def report(dataset: Dataset, tokens: TokenCount | None = None) -> str:
@@ -56,10 +116,13 @@ def _counts(dataset: Dataset) -> str:
 def _buckets(dataset: Dataset) -> str:
     rows = ["| size | views | of pictures | cut, on average |", "|---|---:|---:|---:|"]
     for (width, height), members in buckets(dataset):
-        cut = [_share_cut(record, view) for record, view in members]
         pictures = len({id(record) for record, _ in members})
-        rows.append(f"| {width}x{height} | {len(members)} | {pictures} | {sum(cut) / len(cut):.0%} |")
+        rows.append(f"| {width}x{height} | {len(members)} | {pictures} | {_mean_cut(members):.0%} |")
     return "\n".join(["## Buckets", "", *rows])
+
+
+def _mean_cut(members: list[tuple[ImageRecord, View]]) -> float:
+    return sum(_share_cut(record, view) for record, view in members) / len(members)
 
 
 def _share_cut(record: ImageRecord, view: View) -> float:
@@ -96,9 +159,9 @@ def _told(dataset: Dataset) -> str:
     return "\n".join(["## To look at", "", *(f"- {_inline(t)}" for t in told or ["nothing"])])
 
 
-def _inline(text: str) -> str:
+def _inline(text: str, most: int = 300) -> str:
     """On one line, and not read as Markdown or HTML: names and captions come from elsewhere."""
-    flat = " ".join(text.split())[:300]
+    flat = " ".join(text.split())[:most]
     for sign in "\\`*_<>[]|":
         flat = flat.replace(sign, "\\" + sign)
     return flat

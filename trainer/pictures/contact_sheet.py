@@ -11,6 +11,7 @@ from PIL import Image
 from ..data.images import open_image
 from ..data.pixels import opened
 from ..data.records import Dataset, ImageRecord
+from ..data.report import title
 from ..data.views import View, views
 from .drawing import to_tensor, writer
 
@@ -49,22 +50,6 @@ def contact_sheet(dataset: Dataset, max_images: int = 24) -> torch.Tensor:
         write((x, y + CELL), _label(record, shown_as), CELL, DIM)
         write((x, y + CELL + LINE), record.caption or "(no caption)", CELL, INK)
     return to_tensor(sheet)
-
-
-def title(dataset: Dataset, shown: int | None = None) -> str:
-    """For example "12 images · 3 clips · 2 masked · 1 skipped · 3 buckets"."""
-    buckets = {v.size for r in dataset.records for v in views(r, resolution=dataset.resolution)}
-    counts = ((len(dataset), "image"), (len(buckets), "bucket"))
-    images, kinds = (f"{n} {word}{'' if n == 1 else 's'}" for n, word in counts)
-    more = f" · first {shown} shown" if shown is not None and shown < len(dataset) else ""
-    clips = sum(r.clip is not None for r in dataset.records)
-    moving = f" · {clips} clip{'' if clips == 1 else 's'}" if clips else ""
-    masks = sum(r.mask is not None for r in dataset.records)
-    masked = f" · {masks} masked" if masks else ""
-    controls = sum(bool(r.controls) for r in dataset.records)
-    masked += f" · {controls} with control pictures" if controls else ""
-    skipped = sum(p.skipped for p in dataset.problems)
-    return f"{images}{moving}{masked} · {skipped} skipped · {kinds}{more}"
 
 
 def _cell(record: ImageRecord, view: View) -> Image.Image:

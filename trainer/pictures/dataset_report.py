@@ -6,9 +6,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from ..data.records import Dataset
-from ..data.report import buckets
+from ..data.report import buckets, title
 from ..errors import DatasetError
-from .contact_sheet import DIM, INK, PAPER, thumbnail, title
+from .contact_sheet import DIM, INK, PAPER, thumbnail
 from .drawing import to_tensor, writer
 
 THUMB, GAP, LINE = 112, 8, 18

@@ -62,8 +62,7 @@ def _small(prompt: dict[str, Json]) -> None:
     override(prompt, "CheckpointLoaderSimple", ckpt_name=RANDOM_SD15)
     override(prompt, "LoadDataset", folder=FOLDER, resolution=size)
     override(prompt, "TrainLoRA", steps=60, name="demo")
-    for sampled in ("EmptyLatentImage", "CompareBaseline"):
-        override(prompt, sampled, width=size, height=size)
+    override(prompt, "CompareBaseline", width=size, height=size)
 
 
 def _as_it_is(prompt: dict[str, Json]) -> None:

@@ -1,0 +1,105 @@
+"""The example workflows as they open from ComfyUI's Templates: in order, readable, no wire behind a node."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .page import open_workflow
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = [pytest.mark.web, pytest.mark.slow]
+READABLE = 8 / 14
+"""Below this scale the classic canvas draws no text: a font of 14 is then smaller than 8 pixels."""
+
+# Each wire as it was drawn, against each node that it does not belong to.
+BEHIND = """() => {
+    const context = document.createElement('canvas').getContext('2d');
+    context.lineWidth = 2;
+    const found = [];
+    let wires = 0;
+    for (const link of app.graph.links.values()) {
+        if (!link.path) continue;
+        wires += 1;
+        for (const node of app.graph.nodes) {
+            if (node.id === link.origin_id || node.id === link.target_id) continue;
+            const [x, y] = [node.pos[0], node.pos[1] - 30];
+            const [width, height] = [node.size[0], node.size[1] + 30];
+            let hit = false;
+            for (let across = 4; across < width && !hit; across += 8)
+                for (let down = 1; down < height && !hit; down += 1)
+                    hit = context.isPointInStroke(link.path, x + across, y + down);
+            if (hit) found.push([link.id, node.type]);
+        }
+    }
+    return { wires, found };
+}"""
+BOXES = """() => ({
+    nodes: app.graph.nodes.map((n) => [n.type, n.pos[0], n.pos[1] - 30, n.size[0], n.size[1] + 30]),
+    groups: app.graph.groups.map((g) => [g.title, g.pos[0], g.pos[1], g.size[0], g.size[1]]),
+})"""
+Box = list[Any]
+
+
+def overlap(a: Box, b: Box) -> bool:
+    return a[1] < b[1] + b[3] and b[1] < a[1] + a[3] and a[2] < b[2] + b[4] and b[2] < a[2] + a[4]
+
+
+def inside(a: Box, b: Box) -> bool:
+    return b[1] <= a[1] and a[1] + a[3] <= b[1] + b[3] and b[2] <= a[2] and a[2] + a[4] <= b[2] + b[4]
+
+
+@pytest.fixture(params=["first_lora", "subject"])
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_no_wire_runs_behind_a_node(canvas: Page, name: str, repo_root: Path) -> None:
+    workflow = json.loads((repo_root / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    open_workflow(canvas, workflow, name)
+    canvas.wait_for_function(f"() => ({BEHIND})().wires === {len(workflow['links'])}")
+    assert canvas.evaluate(BEHIND)["found"] == []
+
+    moved = next(node for node in workflow["nodes"] if node["type"] == "TrainLoRA")
+    moved["pos"] = [moved["pos"][0], 0]  # the check above is able to fail
+    open_workflow(canvas, workflow, f"{name}_moved")
+    canvas.wait_for_function(f"() => ({BEHIND})().found.length > 0")
+
+
+def test_nodes_lie_in_their_groups_and_beside_each_other(canvas: Page, name: str, repo_root: Path) -> None:
+    workflow = json.loads((repo_root / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    open_workflow(canvas, workflow, name)
+    canvas.wait_for_timeout(1000)  # Nodes 2.0 measures its nodes
+    boxes = canvas.evaluate(BOXES)
+    nodes, groups = boxes["nodes"], boxes["groups"]
+    assert [g[0][0] for g in groups] == [str(i + 1) for i in range(len(groups))], "in order"
+    for i, a in enumerate(nodes):
+        assert [b[0] for b in nodes[i + 1 :] if overlap(a, b)] == [], a[0]
+        homes = [g[0] for g in groups if inside(a, g)]
+        assert len(homes) == (a[0] != "MarkdownNote"), a[0]
+        assert [g[0] for g in groups if overlap(a, g)] == homes, a[0]
+    assert not any(overlap(a, b) for i, a in enumerate(groups) for b in groups[i + 1 :])
+
+
+def test_templates_list_the_first_lora_first_and_open_it_readable(canvas: Page) -> None:
+    canvas.set_viewport_size({"width": 1920, "height": 1080})
+    canvas.locator(".templates-tab-button").first.click()
+    dialog = canvas.get_by_role("dialog")
+    dialog.get_by_text("in-graph-lora", exact=True).first.click()
+    cards = canvas.locator('[data-testid^="template-workflow-"]')
+    canvas.wait_for_function(
+        "() => document.querySelectorAll('[data-testid^=template-workflow-]').length === 3", timeout=60_000
+    )
+    order = [card.get_attribute("data-testid") for card in cards.all()]
+    names = ["first_lora", "subject", "wan22_two_stages"]
+    assert order == [f"template-workflow-{n}" for n in names]
+    cards.first.click()
+    canvas.wait_for_function("() => app.graph.nodes.some((node) => node.type === 'TrainLoRA')")
+    canvas.wait_for_timeout(1000)
+    assert canvas.evaluate("() => app.canvas.ds.scale") > READABLE + 0.15
+    assert canvas.complaints == []  # type: ignore[attr-defined]
