@@ -11,6 +11,7 @@ from comfy_api.latest import io, ui
 from ..trainer.data.clip import CLIPS, ClipOptions
 from ..trainer.data.joining import caption_lines, joined
 from ..trainer.data.kept import KeptFiles
+from ..trainer.data.caption_desk import Desks
 from ..trainer.data.remarks import remarks
 from ..trainer.data.scan import check_folder, folder_fingerprint
 from ..trainer.errors import DatasetError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 MAX_PROBLEMS_SHOWN = 20
 
 _graph_images = KeptFiles()
+DESKS = Desks()
 
 
 class LoadDataset(io.ComfyNode):
@@ -209,7 +211,9 @@ class LoadDataset(io.ComfyNode):
         )
         _graph_images.add(r.path for r in dataset.records if r.path.parent == kept)
         sheet = contact_sheet(dataset)
-        shown = ui.PreviewImage(sheet).as_dict() | {"text": [summary(dataset)]}
+        plain = [resolve_folder(f) for f in (path, class_path) if f.strip()]
+        desk = DESKS.add(dataset, [f for f in plain if f.is_dir()])
+        shown = ui.PreviewImage(sheet).as_dict() | {"text": [summary(dataset)], "captions": [desk]}
         return io.NodeOutput(dataset, sheet, len(dataset), ui=shown)
 
 

@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { compareView } from "./compare_baseline.mjs";
+import { datasetView } from "./dataset_node.mjs";
 import { loadRunView } from "./load_run.mjs";
 import { executionSentence, problemBox, validationSentence } from "./problems.mjs";
 import { addLora, addSettings } from "./run_to_graph.mjs";
@@ -11,6 +12,7 @@ import { SOCKETS } from "./sockets.mjs";
 import { markdownView, textView } from "./text_node.mjs";
 import { toastOf } from "./toasts.mjs";
 import { trainView } from "./train_lora.mjs";
+import { speak, t } from "./words.mjs";
 
 /** Kind of node → what makes its view. */
 const VIEWS = {
@@ -22,7 +24,7 @@ const VIEWS = {
   EditCaptions: textView,
   EvaluateLoRA: markdownView,
   JoinDatasets: textView,
-  LoadDataset: textView,
+  LoadDataset: datasetView,
   LoadRun: loadRunView,
   PlanTraining: markdownView,
   TrainLoRA: trainView,
@@ -204,6 +206,15 @@ const RUNS_TAB = {
   },
 };
 
+/** ComfyUI's language is ours. When it is changed, ComfyUI makes all nodes anew. */
+function listenToLocale() {
+  speak(app.extensionManager?.setting?.get?.("Comfy.Locale"));
+  app.ui?.settings?.addEventListener?.("Comfy.Locale.change", ({ detail }) => {
+    speak(detail.value);
+    if (runsPanel) RUNS_TAB.render(runsPanel.element.parentElement);
+  });
+}
+
 /** New LoRA files and runs: every list has them without a press of R, and without its toasts. */
 async function onFiles() {
   await (app.reloadNodeDefs?.() ?? app.refreshComboInNodes());
@@ -291,7 +302,9 @@ app.registerExtension({
   name: "in_graph_lora",
   setup() {
     addStyle();
-    app.extensionManager?.registerSidebarTab?.(RUNS_TAB);
+    listenToLocale();
+    const named = { title: t(RUNS_TAB.title), tooltip: t(RUNS_TAB.tooltip) };
+    app.extensionManager?.registerSidebarTab?.({ ...RUNS_TAB, ...named });
     api.addEventListener("in_graph_lora.files", onFiles);
     api.addEventListener("executed", onExecuted);
     api.addEventListener("execution_error", onError);
