@@ -264,7 +264,7 @@ function watchQueue() {
 
 function showErrors(errors) {
   for (const [id, node] of Object.entries(errors ?? {})) {
-    if (node.errors?.length) complain(id, node.errors.map(validationSentence));
+    if (node.errors?.length) complain(id, [...new Set(node.errors.map(validationSentence))]); // one for each input
   }
 }
 

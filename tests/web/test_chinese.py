@@ -77,7 +77,6 @@ def test_nodes_panels_and_sentences_are_chinese_with_comfyui(canvas: Page, promp
     problem.wait_for()
     assert "没有这个文件夹；请检查路径" in problem.inner_text()
     canvas.keyboard.press("Escape")
-    __import__("os").environ.get("SHOT") and canvas.screenshot(path=f"/tmp/words_zh_{canvas.evaluate('LiteGraph.vueNodesMode')}.png")
 
 
 def test_the_language_changes_on_the_open_page(canvas: Page, prompt: Json) -> None:
