@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
+from ..trainer.data.caption_desk import Desks
 from ..trainer.data.clip import CLIPS, ClipOptions
 from ..trainer.data.joining import caption_lines, joined
 from ..trainer.data.kept import KeptFiles
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ..trainer.data.framing import Framing
 
 _graph_images = KeptFiles()
+DESKS = Desks()
 
 
 class LoadDataset(io.ComfyNode):
@@ -207,7 +209,9 @@ class LoadDataset(io.ComfyNode):
         )
         _graph_images.add(r.path for r in dataset.records if r.path.parent == kept)
         sheet = contact_sheet(dataset)
-        shown = ui.PreviewImage(sheet).as_dict() | {"text": [overview(dataset)]}
+        plain = [resolve_folder(f) for f in (path, class_path) if f.strip()]
+        desk = DESKS.add(dataset, [f for f in plain if f.is_dir()])
+        shown = ui.PreviewImage(sheet).as_dict() | {"text": [overview(dataset)], "captions": [desk]}
         return io.NodeOutput(dataset, sheet, len(dataset), ui=shown)
 
 

@@ -1,6 +1,7 @@
 // The loss over the steps, drawn by uPlot.
 
 import vendored from "./lib/uplot.mjs";
+import { t } from "./words.mjs";
 
 /** Its source has no types. @type {any} */
 const uPlot = vendored;
@@ -65,7 +66,7 @@ export class LossChart {
       this.logarithmic = log.checked;
       this.#build();
     };
-    bar.append(labelled("smoothing", smooth), labelled("log", log));
+    bar.append(labelled(t("smoothing"), smooth), labelled(t("log"), log));
     const key = bar.appendChild(document.createElement("span"));
     key.style.opacity = "0.7";
     return key;
@@ -75,7 +76,7 @@ export class LossChart {
     this.run = run;
     if (this.plot) this.#draw();
     else this.#build();
-    const marks = [...(run.checkpoints.length ? ["▲ checkpoint"] : []), ...(run.previews.length ? ["● preview"] : [])];
+    const marks = [...(run.checkpoints.length ? [`▲ ${t("checkpoint")}`] : []), ...(run.previews.length ? [`● ${t("preview")}`] : [])];
     this.key.textContent = marks.join("  ");
   }
 
@@ -106,11 +107,11 @@ export class LossChart {
         { ...axis, size: 50, scale: "rate", side: 1, grid: { show: false }, values: (_, ticks) => ticks.map((v) => (v === null ? "" : v.toExponential(0))) },
       ],
       series: [
-        { label: "step", value: (_, v) => (v === null || v === undefined ? "–" : String(v)) },
-        curve("loss", faint(ink, 0.4), 1),
-        curve("smoothed", colour(this.element, "--p-primary-color", "#5b8def"), 2),
-        curve("held-out", "#e8a33d", 2, { spanGaps: true, points: { show: true, size: 5 } }),
-        curve("learning rate", "#4caf7d", 1, { scale: "rate", value: (_, v) => (v ? v.toExponential(2) : "–") }),
+        { label: t("step"), value: (_, v) => (v === null || v === undefined ? "–" : String(v)) },
+        curve(t("loss"), faint(ink, 0.4), 1),
+        curve(t("smoothed"), colour(this.element, "--p-primary-color", "#5b8def"), 2),
+        curve(t("held-out"), "#e8a33d", 2, { spanGaps: true, points: { show: true, size: 5 } }),
+        curve(t("learning rate"), "#4caf7d", 1, { scale: "rate", value: (_, v) => (v ? v.toExponential(2) : "–") }),
       ].map((series, i) => ({ ...series, show: this.visible[i] })),
       hooks: {
         draw: [(plot) => this.#marks(plot)],

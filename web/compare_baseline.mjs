@@ -4,6 +4,7 @@ import { Comparison } from "./comparison.mjs";
 import { make } from "./elements.mjs";
 import { fillMarkdown } from "./panel.mjs";
 import { viewRoute } from "./runs_data.mjs";
+import { t, told } from "./words.mjs";
 
 const HEIGHT = 480;
 
@@ -16,7 +17,7 @@ export function compareView(/** @type {import("./view.mjs").Host} */ host) {
   const shown = () => {
     if (!comparison) {
       comparison = new Comparison();
-      comparison.element.append(make("details", { open: true }, make("summary", {}, "Report"), report));
+      comparison.element.append(make("details", { open: true }, make("summary", {}, t("Report")), report));
       host.attach(comparison.element, HEIGHT);
     }
     return comparison;
@@ -26,7 +27,7 @@ export function compareView(/** @type {import("./view.mjs").Host} */ host) {
     executed(output) {
       if (!output?.comparison) return;
       shown().show(output.comparison.map((picture) => ({ ...picture, url: host.url(viewRoute(picture)) })));
-      fillMarkdown(report, (output.text ?? []).join("\n\n"));
+      fillMarkdown(report, told((output.text ?? []).join("\n\n")));
     },
   };
 }

@@ -1,12 +1,17 @@
 // Before | after with a divider that is dragged, and a strip of all pictures to choose from.
 
 import { keepEvents, make, openDialog } from "./elements.mjs";
+import { t } from "./words.mjs";
 
 /** @typedef {{prompt: string, seed: string, strength: number, url: string}} Picture */
 
 /** 0 → "without LoRA", 0.5 → "LoRA × 0.5" */
 export function titleOf(/** @type {number} */ strength) {
-  return strength === 0 ? "without LoRA" : `LoRA × ${strength}`;
+  return strength === 0 ? t("without LoRA") : `LoRA × ${strength}`;
+}
+
+function seedOf(/** @type {Picture} */ { seed }) {
+  return t("seed {seed}", { seed });
 }
 
 /**
@@ -43,8 +48,8 @@ export class Divider {
         className: "igl-divider",
         role: "slider",
         tabIndex: 0,
-        title: onopen ? "Drag the line, or press ← and →. Click for full size." : "Drag the line, or press ← and →.",
-        "aria-label": "Divider between the picture without and with the LoRA",
+        title: onopen ? t("Drag the line, or press ← and →. Click for full size.") : t("Drag the line, or press ← and →."),
+        "aria-label": t("Divider between the picture without and with the LoRA"),
         "aria-valuemin": "0",
         "aria-valuemax": "100",
         onkeydown: (event) => this.onKey(event),
@@ -136,7 +141,7 @@ export class Comparison {
   }
 
   cell(/** @type {Picture} */ picture, row, column) {
-    const title = `${picture.prompt} · seed ${picture.seed} · ${titleOf(picture.strength)}`;
+    const title = `${picture.prompt} · ${seedOf(picture)} · ${titleOf(picture.strength)}`;
     const image = make("img", { src: picture.url, alt: title, loading: "lazy", draggable: false });
     return make("td", {}, make("button", { title, onclick: () => this.choose(row, column) }, image));
   }
@@ -148,7 +153,7 @@ export class Comparison {
     this.column = column;
     const shown = pictures[column];
     this.divider.show(pictures[0], shown);
-    this.caption.textContent = `${shown.prompt} · seed ${shown.seed}`;
+    this.caption.textContent = `${shown.prompt} · ${seedOf(shown)}`;
     const buttons = [...this.strip.querySelectorAll("button")];
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(i === row * pictures.length + column)));
   }

@@ -1,5 +1,7 @@
 // Elements as nodes, never from markup: names, prompts and captions are other people's text.
 
+import { t } from "./words.mjs";
+
 const SVG = "http://www.w3.org/2000/svg";
 
 /**
@@ -54,7 +56,7 @@ export function keepEvents(/** @type {HTMLElement} */ element) {
  * @param {HTMLElement} content
  */
 export function openDialog(label, content, className = "") {
-  const close = make("button", { className: "igl-close", textContent: "✕", title: "Close", onclick: () => dialog.close() });
+  const close = make("button", { className: "igl-close", textContent: "✕", title: t("Close"), onclick: () => dialog.close() });
   const head = make("div", { className: "igl-dialog-head" }, make("span", {}, label), close);
   const dialog = make(
     "dialog",
@@ -93,7 +95,7 @@ export function ask(question, yes) {
     const buttons = make(
       "div",
       { className: "igl-buttons" },
-      make("button", { textContent: "Cancel", autofocus: true, onclick: decide(false) }),
+      make("button", { textContent: t("Cancel"), autofocus: true, onclick: decide(false) }),
       make("button", { textContent: yes, className: "igl-danger", onclick: decide(true) }),
     );
     const dialog = openDialog(yes, make("div", {}, make("p", {}, question), buttons), "igl-ask");
@@ -113,7 +115,7 @@ export function openPictures(pictures, index = 0) {
     image.src = pictures[index].url;
     image.alt = caption.textContent = `${pictures[index].caption} (${index + 1}/${pictures.length})`;
   };
-  const step = (by) => make("button", { textContent: by < 0 ? "‹" : "›", title: by < 0 ? "Previous" : "Next", onclick: () => show(index + by) });
+  const step = (by) => make("button", { textContent: by < 0 ? "‹" : "›", title: by < 0 ? t("Previous") : t("Next"), onclick: () => show(index + by) });
   let from = 0;
   const stage = make(
     "div",
@@ -126,7 +128,7 @@ export function openPictures(pictures, index = 0) {
     image,
     step(1),
   );
-  const dialog = openDialog("Full size", make("div", {}, stage, caption), "igl-full");
+  const dialog = openDialog(t("Full size"), make("div", {}, stage, caption), "igl-full");
   dialog.addEventListener("keydown", (event) => {
     if (event.key === "ArrowLeft") show(index - 1);
     if (event.key === "ArrowRight") show(index + 1);

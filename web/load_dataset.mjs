@@ -1,28 +1,14 @@
-// Load Dataset: folders to choose from, and what the folder holds: every bucket, every problem.
+// Load Dataset: folders to choose from, what the folder holds (every bucket, every problem), captions to edit.
 
+import { openCaptions } from "./caption_editor.mjs";
 import { keepEvents, make, openDialog } from "./elements.mjs";
 import { fillMarkdown, textBox } from "./panel.mjs";
+import { t, told } from "./words.mjs";
 
 const BEFORE = 34; // only the button
 const AFTER = 210;
 const RECENT = "in_graph_lora.folders";
 const MOST_RECENT = 8;
-
-const SAYS = {
-  choose: "Choose a folder…",
-  title: "Choose a folder",
-  linked: "The folder comes through a connection.",
-  looking: "Looking…",
-  filter: "Filter",
-  recent: "Recent",
-  input: "In ComfyUI's input folder",
-  more: "There are more folders; type the path of another.",
-  noneOfName: "No folder of this name.",
-  none: "The input folder has no folders yet: put a folder with pictures there, or type a path.",
-  failed: (/** @type {string} */ why) => `The folders cannot be listed: ${why}`,
-  answered: (/** @type {number} */ status) => `the server answered ${status}`,
-  pictures: (/** @type {number} */ count) => `${count} picture${count === 1 ? "" : "s"}`,
-};
 
 /** @typedef {{name: string, pictures: number, changed: number}} Folder */
 
@@ -45,11 +31,26 @@ function remember(/** @type {string} */ folder) {
   }
 }
 
+function pictures(/** @type {number} */ count) {
+  return count === 1 ? t("1 picture") : t("{count} pictures", { count });
+}
+
 /** @returns {import("./view.mjs").View} */
 export function loadDatasetView(/** @type {import("./view.mjs").Host} */ host) {
-  const said = make("span", { className: "igl-about" });
-  const choose = make("button", { textContent: SAYS.choose, onclick: () => openFolders() });
-  const panel = make("div", { className: "igl igl-load-dataset" }, make("div", { className: "igl-buttons" }, choose, said));
+  let dataset = ""; // the server's id of the dataset whose captions can be edited
+  const said = make("span", { className: "igl-about", role: "status" });
+  const choose = make("button", { textContent: t("Choose a folder…"), onclick: () => openFolders() });
+  const edit = make("button", {
+    textContent: t("Edit captions…"),
+    title: t("Captions beside their pictures: type, find and replace, tags"),
+    onclick: async () => {
+      said.textContent = "";
+      said.textContent = await openCaptions(host, dataset);
+    },
+  });
+  edit.style.display = "none";
+  const buttons = make("div", { className: "igl-buttons" }, choose, edit, said);
+  const panel = make("div", { className: "igl igl-load-dataset" }, buttons);
   const element = keepEvents(panel);
   /** @type {HTMLElement | null} */
   let box = null;
@@ -57,18 +58,18 @@ export function loadDatasetView(/** @type {import("./view.mjs").Host} */ host) {
   /** @returns {Promise<{folders: Folder[], more: boolean}>} */
   async function fetchFolders() {
     const answer = await host.fetch("/in_graph_lora/folders");
-    if (!answer.ok) throw new Error(SAYS.answered(answer.status));
+    if (!answer.ok) throw new Error(t("the server answered {status}", { status: answer.status }));
     return answer.json();
   }
 
   async function openFolders() {
     if (host.value("folder") === undefined) {
-      said.textContent = SAYS.linked;
+      said.textContent = t("The folder comes through a connection.");
       return;
     }
-    const list = make("div", { className: "igl-folders" }, SAYS.looking);
-    const filter = make("input", { type: "search", placeholder: SAYS.filter, "aria-label": SAYS.filter, oninput: () => draw() });
-    const dialog = openDialog(SAYS.title, make("div", {}, filter, list), "igl-choose-folder");
+    const list = make("div", { className: "igl-folders" }, t("Looking…"));
+    const filter = make("input", { type: "search", placeholder: t("Filter"), "aria-label": t("Filter"), oninput: () => draw() });
+    const dialog = openDialog(t("Choose a folder"), make("div", {}, filter, list), "igl-choose-folder");
     filter.focus();
     /** @type {Folder[]} */
     let folders = [];
@@ -97,20 +98,20 @@ export function loadDatasetView(/** @type {import("./view.mjs").Host} */ host) {
       const wanted = filter.value.trim().toLowerCase();
       const fits = (/** @type {string} */ name) => name.toLowerCase().includes(wanted);
       const known = new Map(folders.map((folder) => [folder.name, folder]));
-      const about = (/** @type {string} */ name) => (known.has(name) ? SAYS.pictures(known.get(name)?.pictures ?? 0) : "");
+      const about = (/** @type {string} */ name) => (known.has(name) ? pictures(known.get(name)?.pictures ?? 0) : "");
       const before = recent().filter(fits).map((name) => row(name, about(name)));
-      const found = folders.filter((folder) => fits(folder.name)).map((folder) => row(folder.name, SAYS.pictures(folder.pictures)));
-      list.replaceChildren(...group(SAYS.recent, before), ...group(SAYS.input, found));
+      const found = folders.filter((folder) => fits(folder.name)).map((folder) => row(folder.name, pictures(folder.pictures)));
+      list.replaceChildren(...group(t("Recent"), before), ...group(t("In ComfyUI's input folder"), found));
       if (note) list.append(make("div", { className: "igl-about" }, note));
-      else if (!found.length) list.append(make("div", { className: "igl-about" }, wanted ? SAYS.noneOfName : SAYS.none));
+      else if (!found.length) list.append(make("div", { className: "igl-about" }, wanted ? t("No folder of this name.") : t("The input folder has no folders yet: put a folder with pictures there, or type a path.")));
     }
 
     try {
       const answer = await fetchFolders();
       folders = answer.folders;
-      note = answer.more ? SAYS.more : "";
+      note = answer.more ? t("There are more folders; type the path of another.") : "";
     } catch (error) {
-      note = SAYS.failed(/** @type {Error} */ (error).message);
+      note = t("The folders cannot be listed: {why}", { why: /** @type {Error} */ (error).message });
     }
     draw();
   }
@@ -123,7 +124,10 @@ export function loadDatasetView(/** @type {import("./view.mjs").Host} */ host) {
         panel.append((box = textBox(AFTER * 4)));
         host.attach(element, AFTER);
       }
-      fillMarkdown(box, output.text.join("\n"));
+      dataset = output.captions?.[0] ?? "";
+      edit.style.display = dataset ? "" : "none";
+      said.textContent = "";
+      fillMarkdown(box, told(output.text.join("\n")));
       const folder = host.value("folder");
       if (typeof folder === "string" && folder.trim()) remember(folder.trim());
     },

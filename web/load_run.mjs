@@ -4,6 +4,7 @@ import { keepEvents, make, openDialog, openPictures } from "./elements.mjs";
 import { curveOf, Details, fetchDetail, runList } from "./run_list.mjs";
 import { about, lowest, pictureOf } from "./runs_data.mjs";
 import { textBox } from "./panel.mjs";
+import { t, told } from "./words.mjs";
 
 const HEIGHT = 230;
 const ROW_HEIGHT = 64;
@@ -13,9 +14,9 @@ const [NEWEST, BEST] = [0, -1];
 export function loadRunView(/** @type {import("./view.mjs").Host} */ host) {
   const curve = make("div", { className: "igl-curve" });
   const said = make("div", { className: "igl-about" });
-  const steps = make("div", { className: "igl-steps", role: "listbox", "aria-label": "Steps with a LoRA" });
+  const steps = make("div", { className: "igl-steps", role: "listbox", "aria-label": t("Steps with a LoRA") });
   const loaded = textBox(80);
-  const choose = make("button", { textContent: "Choose a run…", onclick: () => openList() });
+  const choose = make("button", { textContent: t("Choose a run…"), onclick: () => openList() });
   const element = keepEvents(
     make("div", { className: "igl igl-load-run" }, make("div", { className: "igl-buttons" }, choose, said), curve, steps, loaded),
   );
@@ -43,7 +44,7 @@ export function loadRunView(/** @type {import("./view.mjs").Host} */ host) {
 
   function draw() {
     if (!detail) {
-      said.textContent = host.value("run") ? "this run is not there any more" : "no run yet: Train LoRA makes one";
+      said.textContent = host.value("run") ? t("this run is not there any more") : t("no run yet: Train LoRA makes one");
       curve.replaceChildren();
       steps.replaceChildren();
       return;
@@ -63,7 +64,9 @@ export function loadRunView(/** @type {import("./view.mjs").Host} */ host) {
             className: "igl-step",
             role: "option",
             "data-step": String(step),
-            title: `Load step ${step}${star && ", the lowest held-out loss"}. Double-click for its pictures.`,
+            title: star
+              ? t("Load step {step}, the lowest held-out loss. Double-click for its pictures.", { step })
+              : t("Load step {step}. Double-click for its pictures.", { step }),
             onclick: () => host.set("step", step),
             ondblclick: () => openStep(checkpoint),
           },
@@ -80,7 +83,7 @@ export function loadRunView(/** @type {import("./view.mjs").Host} */ host) {
     if (!detail || !pictures.length) return;
     const { id, prompts, before } = detail;
     const at = (file, title, i) => ({ url: host.url(pictureOf(id, file)), caption: `${title} · ${prompts[i] ?? ""}` });
-    const pairs = pictures.flatMap((file, i) => [...(before[i] ? [at(before[i], "without LoRA", i)] : []), at(file, `step ${step}`, i)]);
+    const pairs = pictures.flatMap((file, i) => [...(before[i] ? [at(before[i], t("without LoRA"), i)] : []), at(file, t("step {step}", { step }), i)]);
     openPictures(pairs, before[0] ? 1 : 0);
   }
 
@@ -107,7 +110,7 @@ export function loadRunView(/** @type {import("./view.mjs").Host} */ host) {
         host.set("step", NEWEST);
       },
     });
-    const dialog = openDialog("Choose a run", list.element, "igl-choose");
+    const dialog = openDialog(t("Choose a run"), list.element, "igl-choose");
     dialog.addEventListener("close", () => list.dispose());
     list.refresh();
   }
@@ -118,7 +121,7 @@ export function loadRunView(/** @type {import("./view.mjs").Host} */ host) {
   setTimeout(update);
   return {
     executed(output) {
-      if (output?.text) loaded.textContent = output.text.join("\n");
+      if (output?.text) loaded.textContent = told(output.text.join("\n"));
     },
     created: update,
     filesChanged: update,

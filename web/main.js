@@ -12,6 +12,7 @@ import { SOCKETS } from "./sockets.mjs";
 import { markdownView, textView } from "./text_node.mjs";
 import { toastOf } from "./toasts.mjs";
 import { trainView } from "./train_lora.mjs";
+import { speak, t } from "./words.mjs";
 
 /** Kind of node → what makes its view. */
 const VIEWS = {
@@ -205,6 +206,15 @@ const RUNS_TAB = {
   },
 };
 
+/** ComfyUI's language is ours. When it is changed, ComfyUI makes all nodes anew. */
+function listenToLocale() {
+  speak(app.extensionManager?.setting?.get?.("Comfy.Locale"));
+  app.ui?.settings?.addEventListener?.("Comfy.Locale.change", ({ detail }) => {
+    speak(detail.value);
+    if (runsPanel) RUNS_TAB.render(runsPanel.element.parentElement);
+  });
+}
+
 /** New LoRA files and runs: every list has them without a press of R, and without its toasts. */
 async function onFiles() {
   await (app.reloadNodeDefs?.() ?? app.refreshComboInNodes());
@@ -266,7 +276,7 @@ function sortTemplates() {
 
 function showErrors(errors) {
   for (const [id, node] of Object.entries(errors ?? {})) {
-    if (node.errors?.length) complain(id, node.errors.map(validationSentence));
+    if (node.errors?.length) complain(id, [...new Set(node.errors.map(validationSentence))]); // one for each input
   }
 }
 
@@ -304,7 +314,9 @@ app.registerExtension({
   name: "in_graph_lora",
   setup() {
     addStyle();
-    app.extensionManager?.registerSidebarTab?.(RUNS_TAB);
+    listenToLocale();
+    const named = { title: t(RUNS_TAB.title), tooltip: t(RUNS_TAB.tooltip) };
+    app.extensionManager?.registerSidebarTab?.({ ...RUNS_TAB, ...named });
     api.addEventListener("in_graph_lora.files", onFiles);
     api.addEventListener("executed", onExecuted);
     api.addEventListener("execution_error", onError);

@@ -1,5 +1,7 @@
 // The preview pictures of a run: a row for each prompt, step 0 beside the step that the slider is at.
 
+import { t } from "./words.mjs";
+
 export class Previews {
   /** @type {number[]} */
   steps = [];
@@ -22,7 +24,7 @@ export class Previews {
     this.slider = document.createElement("input");
     this.slider.type = "range";
     this.slider.min = "0";
-    this.slider.setAttribute("aria-label", "step of the preview");
+    this.slider.setAttribute("aria-label", t("step of the preview"));
     this.slider.style.flex = "1";
     this.slider.oninput = () => {
       this.follows = Number(this.slider.value) === this.steps.length - 1;
@@ -58,7 +60,7 @@ export class Previews {
   #fill() {
     const step = this.steps[Number(this.slider.value)];
     const pair = step === 0 || !this.steps.includes(0) ? [step] : [0, step];
-    this.title.textContent = pair.length === 2 ? `step 0 | step ${step}` : `step ${step}`;
+    this.title.textContent = pair.map((shown) => t("step {step}", { step: shown })).join(" | ");
     this.prompts.forEach((prompt, i) => this.#row(i, prompt, pair));
     while (this.grid.children.length > this.prompts.length) this.grid.lastElementChild?.remove();
   }
@@ -83,8 +85,8 @@ export class Previews {
       const button = pictures.children[n] ?? pictures.appendChild(pictureButton());
       const image = /** @type {HTMLImageElement} */ (button.firstElementChild);
       image.src = this.address(step, i);
-      image.alt = `${prompt}, step ${step}`;
-      image.title = `step ${step}: click for full size`;
+      image.alt = `${prompt}, ${t("step {step}", { step })}`;
+      image.title = t("step {step}: click for full size", { step });
       /** @type {HTMLElement} */ (button).onclick = () => this.#enlarge(step, i);
     });
   }
@@ -101,7 +103,7 @@ export class Previews {
     const text = dialog.appendChild(document.createElement("div"));
     const show = () => {
       image.src = this.address(step, prompt);
-      text.textContent = `step ${step} · ${this.prompts[prompt]}`;
+      text.textContent = `${t("step {step}", { step })} · ${this.prompts[prompt]}`;
     };
     show();
     dialog.onclick = () => dialog.close();

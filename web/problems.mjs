@@ -1,6 +1,7 @@
 // What is wrong with a node, in a sentence that says what to do. ComfyUI's own words are the last resort.
 
 import { textBox } from "./panel.mjs";
+import { t, told } from "./words.mjs";
 
 /**
  * @param {{type: string, message: string, details: string, extra_info?: any}} error of the server's validation
@@ -13,17 +14,17 @@ export function validationSentence(error) {
   const wanted = typeof kind === "string" ? kind : "value";
   switch (type) {
     case "custom_validation_failed":
-      return details.startsWith(`${input} - `) ? details.slice(input.length + 3) : details;
+      return told(details.startsWith(`${input} - `) ? details.slice(input.length + 3) : details);
     case "required_input_missing":
-      return `${input} is missing; connect a ${wanted}`;
+      return t("{input} is missing; connect a {wanted}", { input, wanted });
     case "return_type_mismatch":
-      return `${input} is connected to an output of type ${info.received_type}; connect a ${wanted}`;
+      return t("{input} is connected to an output of type {type}; connect a {wanted}", { input, type: info.received_type, wanted });
     case "value_smaller_than_min":
-      return `${input} is ${info.received_value}; the lowest is ${limits.min}`;
+      return t("{input} is {value}; the lowest is {min}", { input, value: info.received_value, min: limits.min });
     case "value_bigger_than_max":
-      return `${input} is ${info.received_value}; the highest is ${limits.max}`;
+      return t("{input} is {value}; the highest is {max}", { input, value: info.received_value, max: limits.max });
     case "value_not_in_list":
-      return `${input} is '${info.received_value}', which is not in the list; choose another`;
+      return t("{input} is '{value}', which is not in the list; choose another", { input, value: info.received_value });
     default:
       return details ? `${message}: ${details}` : message;
   }
@@ -32,7 +33,7 @@ export function validationSentence(error) {
 /** @param {{exception_type?: string, exception_message?: string}} detail of the event execution_error */
 export function executionSentence({ exception_type: type = "", exception_message: message = "" }) {
   const ours = type.includes(".trainer.errors.");
-  const text = message.trim() || "it failed without a message; the console of ComfyUI has the trace";
+  const text = told(message.trim()) || t("it failed without a message; the console of ComfyUI has the trace");
   return ours || !type ? text : `${type.split(".").pop()}: ${text}`;
 }
 

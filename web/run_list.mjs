@@ -3,6 +3,7 @@
 import { drawing, make } from "./elements.mjs";
 import { about, curves, pictureOf, titleOf } from "./runs_data.mjs";
 import { VirtualList } from "./virtual_list.mjs";
+import { t } from "./words.mjs";
 
 const PAGE = 50;
 const CURVE = { width: 120, height: 40 };
@@ -72,13 +73,13 @@ export function runList(page, details, wishes) {
 
 function rowOf(page, details, run, wishes) {
   const picture = run.picture
-    ? make("img", { src: page.url(pictureOf(run.id, run.picture)), alt: "newest preview", loading: "lazy", draggable: false })
-    : make("span", { className: "igl-no-picture", textContent: "no preview" });
+    ? make("img", { src: page.url(pictureOf(run.id, run.picture)), alt: t("newest preview"), loading: "lazy", draggable: false })
+    : make("span", { className: "igl-no-picture", textContent: t("no preview") });
   const curve = make("div", { className: "igl-curve" });
   const row = make(
     "div",
     { className: "igl-run", "data-run": run.id },
-    make("button", { className: "igl-thumb", title: wishes.withLora ? "Choose" : "Previews at full size", onclick: () => wishes.open?.(run) }, picture),
+    make("button", { className: "igl-thumb", title: wishes.withLora ? t("Choose") : t("Previews at full size"), onclick: () => wishes.open?.(run) }, picture),
     make(
       "div",
       { className: "igl-what" },

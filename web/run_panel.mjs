@@ -3,6 +3,7 @@
 import { LossChart } from "./chart.mjs";
 import { textBox } from "./panel.mjs";
 import { Previews } from "./previews.mjs";
+import { t, told } from "./words.mjs";
 
 const HEIGHT = 330;
 const WITH_PREVIEWS = 540;
@@ -28,15 +29,9 @@ export class RunPanel {
     this.headline.style.fontWeight = "bold";
     this.details = words.appendChild(document.createElement("div"));
     this.details.style.opacity = "0.8";
-    this.stop = head.appendChild(
-      button("Stop and keep", "End the training after this step, and run the nodes behind it with what there is.", actions.stop),
-    );
-    this.pause = head.appendChild(
-      button("Pause", "End here for now: other prompts can be run, with the LoRA so far.", actions.pause),
-    );
-    this.resume = head.appendChild(
-      button("Continue", "Queue the workflow again and go on with the training from its step.", actions.resume),
-    );
+    this.stop = head.appendChild(button(actions.stop));
+    this.pause = head.appendChild(button(actions.pause));
+    this.resume = head.appendChild(button(actions.resume));
     this.chart = new LossChart();
     this.measures = document.createElement("div");
     this.measures.style.cssText = "flex: none; user-select: text;";
@@ -57,28 +52,32 @@ export class RunPanel {
     const training = state === "running";
     this.bar.style.display = run.alive ? "block" : "none";
     this.bar.value = fraction;
-    this.bar.title = `${Math.floor(100 * fraction)} % of the whole run`;
+    this.bar.title = t("{percent} % of the whole run", { percent: Math.floor(100 * fraction) });
     this.headline.textContent = run.headline;
     this.details.textContent = run.details;
     this.stop.style.display = this.pause.style.display = run.alive ? "block" : "none";
     this.stop.disabled = this.pause.disabled = !training;
-    this.stop.textContent = state === "stopping" ? "stopping…" : "Stop and keep";
-    this.pause.textContent = state === "pausing" ? "pausing…" : "Pause";
+    this.stop.textContent = state === "stopping" ? t("stopping…") : t("Stop and keep");
+    this.pause.textContent = state === "pausing" ? t("pausing…") : t("Pause");
+    this.resume.textContent = t("Continue");
+    this.stop.title = t("End the training after this step, and run the nodes behind it with what there is.");
+    this.pause.title = t("End here for now: other prompts can be run, with the LoRA so far.");
+    this.resume.title = t("Queue the workflow again and go on with the training from its step.");
     this.resume.style.display = state === "paused" ? "block" : "none";
     const curve = run.status.steps > 0; // also before the first loss, so that nothing jumps when it comes
     this.chart.element.style.display = curve ? "flex" : "none";
     if (curve) this.chart.show(run);
     this.measures.textContent = run.measures;
     this.previews.show(run);
-    const lines = [...results, ...(plan ? [plan] : []), ...run.notices].join("\n");
+    const lines = told([...results, ...(plan ? [plan] : []), ...run.notices].join("\n"));
     if (this.text.textContent !== lines) this.text.textContent = lines; // else a selection would be lost
     this.text.style.display = lines ? "block" : "none";
   }
 }
 
-function button(/** @type {string} */ text, /** @type {string} */ title, /** @type {() => void} */ onclick) {
+function button(/** @type {() => void} */ onclick) {
   const element = document.createElement("button");
-  Object.assign(element, { textContent: text, title, onclick });
+  element.onclick = onclick;
   element.style.cssText =
     "display: none; flex: none; font: 11px sans-serif; cursor: pointer; white-space: nowrap; padding: 2px 8px;" +
     " border: 1px solid var(--border-color, #555); border-radius: 4px; color: var(--input-text, #ddd);" +

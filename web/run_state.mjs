@@ -1,17 +1,18 @@
 // A run as the page knows it: what the server has told, whole or bit by bit. Nothing here touches the page.
 
 import { clock, gigabytes, smoothed } from "./loss_chart.mjs";
+import { t, told, word } from "./words.mjs";
 
 /** States in which a training goes on. */
 const ALIVE = new Set(["running", "stopping", "pausing"]);
 
 const ENDS = {
-  finished: "Finished.",
-  stopped: "Stopped; what was learned is saved. Run goes on from here.",
-  paused: "Paused. Run uses the LoRA so far; Continue goes on with the training.",
-  cancelled: "Cancelled; the last step is in the run's checkpoints. Run goes on from it.",
-  failed: "Failed; what was learned before is in the run's checkpoints.",
-  "cut off": "ComfyUI ended while this was training. Run goes on from the last checkpoint.",
+  finished: word("Finished."),
+  stopped: word("Stopped; what was learned is saved. Run goes on from here."),
+  paused: word("Paused. Run uses the LoRA so far; Continue goes on with the training."),
+  cancelled: word("Cancelled; the last step is in the run's checkpoints. Run goes on from it."),
+  failed: word("Failed; what was learned before is in the run's checkpoints."),
+  "cut off": word("ComfyUI ended while this was training. Run goes on from the last checkpoint."),
 };
 
 export class RunState {
@@ -127,11 +128,11 @@ export class RunState {
   /** One line on the present moment. */
   get headline() {
     const { state, label = "", done = 0, total = 0, step = 0, steps = 0 } = this.status;
-    if (state === "stopping") return `stopping… (step ${step}/${steps})`;
-    if (state === "pausing") return `pausing… (step ${step}/${steps})`;
-    if (!this.alive) return `${ENDS[state] ?? state ?? ""} ${steps ? `Step ${step} of ${steps}.` : ""}`.trim();
-    if (label === "steps") return `step ${step}/${steps}`;
-    return total ? `${label} ${Math.min(done + 1, total)}/${total}` : label;
+    if (state === "stopping") return t("stopping… (step {step}/{steps})", { step, steps });
+    if (state === "pausing") return t("pausing… (step {step}/{steps})", { step, steps });
+    if (!this.alive) return `${t(ENDS[state] ?? state ?? "")} ${steps ? t("Step {step} of {steps}.", { step, steps }) : ""}`.trim();
+    if (label === "steps") return t("step {step}", { step: `${step}/${steps}` });
+    return total ? `${told(label)} ${Math.min(done + 1, total)}/${total}` : told(label);
   }
 
   /** What is said of time and memory while it trains. @returns {string} */
@@ -139,10 +140,10 @@ export class RunState {
     if (!this.alive) return "";
     const { pace, elapsed = 0, left, measured, memory, memory_peak } = this.status;
     const parts = [];
-    if (pace) parts.push(`${pace < 1 ? pace.toFixed(2) : pace.toFixed(1)} s/step`);
-    parts.push(`${clock(elapsed)} elapsed`);
-    if (typeof left === "number") parts.push(`${measured ? "" : "about "}${clock(left)} left`);
-    if (memory) parts.push(`memory ${gigabytes(memory)}, peak ${gigabytes(memory_peak)}`);
+    if (pace) parts.push(t("{pace} s/step", { pace: pace < 1 ? pace.toFixed(2) : pace.toFixed(1) }));
+    parts.push(t("{time} elapsed", { time: clock(elapsed) }));
+    if (typeof left === "number") parts.push(t(measured ? word("{time} left") : word("about {time} left"), { time: clock(left) }));
+    if (memory) parts.push(t("memory {now}, peak {peak}", { now: gigabytes(memory), peak: gigabytes(memory_peak) }));
     return parts.join(" · ");
   }
 
@@ -150,13 +151,14 @@ export class RunState {
   get measures() {
     const parts = [];
     const loss = smoothed(this.losses).findLast((value) => value !== null);
-    if (loss !== undefined) parts.push(`loss ${loss.toFixed(4)}`);
-    else if (this.losses.length) parts.push("loss is not a number");
+    if (loss !== undefined) parts.push(t("loss {loss}", { loss: loss.toFixed(4) }));
+    else if (this.losses.length) parts.push(t("loss is not a number"));
     const kept = [...this.heldOut].filter((entry) => entry[1] !== null);
     if (kept.length) {
       const best = kept.reduce((a, b) => (Number(b[1]) < Number(a[1]) ? b : a));
       const last = Number(kept[kept.length - 1][1]);
-      parts.push(`held-out ${last.toFixed(4)} (lowest ${Number(best[1]).toFixed(4)} at ${best[0]})`);
+      const values = { last: last.toFixed(4), lowest: Number(best[1]).toFixed(4), step: best[0] };
+      parts.push(t("held-out {last} (lowest {lowest} at {step})", values));
     }
     return parts.join(" · ");
   }

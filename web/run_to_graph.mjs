@@ -1,5 +1,7 @@
 // A run's LoRA or settings as nodes on the canvas.
 
+import { t } from "./words.mjs";
+
 const SOCKETS = {
   LoRAAdapter: "adapter",
   TrainObjective: "objective",
@@ -39,6 +41,10 @@ function add(/** @type {Canvas} */ canvas, kind, [x, y]) {
   node.pos = [x, y];
   canvas.graph.add(node);
   return node;
+}
+
+function notSetLine(/** @type {string} */ what) {
+  return t("Not set: {what}.", { what });
 }
 
 /** Set widgets by name; returns the names that were not there or do not take the value. */
@@ -89,15 +95,15 @@ export function addLora(canvas, run) {
     const apply = add(canvas, "ApplyLoRA", [x, y]);
     if (run.lora && !setWidgets(apply, { lora_name: run.lora }).length) {
       canvas.show(apply);
-      return [`Apply LoRA with ${run.lora} is on the canvas: connect a model.`];
+      return [t("Apply LoRA with {file} is on the canvas: connect a model.", { file: run.lora })];
     }
     const load = add(canvas, "LoadRun", [x, y]);
     apply.pos = [x + load.size[0] + GAP, y];
     const missing = setWidgets(load, { run: run.id, step: 0 });
     load.connect(0, apply, inputOf(apply, "lora"));
     canvas.show(apply);
-    const why = run.lora ? `${run.lora} is not among ComfyUI's LoRA files` : "the run has not ended";
-    return [`Load Run and Apply LoRA are on the canvas, since ${why}: connect a model.`, ...missing.map((m) => `Not set: ${m}.`)];
+    const why = run.lora ? t("{file} is not among ComfyUI's LoRA files", { file: run.lora }) : t("the run has not ended");
+    return [t("Load Run and Apply LoRA are on the canvas, since {why}: connect a model.", { why }), ...missing.map(notSetLine)];
   });
 }
 
@@ -108,19 +114,22 @@ export function addLora(canvas, run) {
  */
 export function addSettings(canvas, { id, widgets: { nodes, left } }) {
   const { TrainLoRA: plain, ...options } = nodes;
-  if (!plain) return [`Nothing was set: ${left.join("; ")}.`];
+  if (!plain) return [t("Nothing was set: {what}.", { what: left.join("; ") })];
   return once(canvas, () => {
     const selected = canvas.selected().filter((node) => node.comfyClass === "TrainLoRA");
     const train = selected.length === 1 ? selected[0] : add(canvas, "TrainLoRA", besideOptions(freePlace(canvas, [680 + GAP, 600])));
-    const where = selected.length === 1 ? "the selected Train LoRA" : "a new Train LoRA";
-    const notSet = setWidgets(train, plain).map((what) => `Train LoRA: ${what}`);
+        const notSet = setWidgets(train, plain).map((what) => `Train LoRA: ${what}`);
     let y = train.pos[1];
     for (const [kind, socket] of Object.entries(SOCKETS)) {
       const input = inputOf(train, socket);
       let node = sourceOf(canvas.graph, train, input);
       const other = node && node.comfyClass !== kind;
       if (other || (node && !options[kind])) {
-        notSet.push(`${socket}: what is connected stays, though the run had ${options[kind] ? "other settings" : "the defaults"}`);
+        notSet.push(
+          options[kind]
+            ? t("{socket}: what is connected stays, though the run had other settings", { socket })
+            : t("{socket}: what is connected stays, though the run had the defaults", { socket }),
+        );
         continue;
       }
       if (!options[kind]) continue;
@@ -132,6 +141,10 @@ export function addSettings(canvas, { id, widgets: { nodes, left } }) {
       notSet.push(...setWidgets(node, options[kind]).map((what) => `${kind}: ${what}`));
     }
     canvas.show(train);
-    return [`The settings of ${id} are in ${where}.`, ...[...notSet, ...left].map((what) => `Not set: ${what}.`)];
+    const done =
+      selected.length === 1
+        ? t("The settings of {run} are in the selected Train LoRA.", { run: id })
+        : t("The settings of {run} are in a new Train LoRA.", { run: id });
+    return [done, ...[...notSet, ...left].map(notSetLine)];
   });
 }

@@ -1,6 +1,7 @@
 // Runs as data: what the list says of them, their curves, and how their settings differ. Nothing here touches the page.
 
 import { smoothed } from "./loss_chart.mjs";
+import { t, word } from "./words.mjs";
 
 /**
  * @typedef {[number, number | null]} Point step and loss
@@ -31,10 +32,17 @@ export function titleOf(/** @type {string} */ id) {
   return { name, started: `${year}-${month}-${day} ${hour}:${minute}${copy ? ` (${copy})` : ""}` };
 }
 
+const STATES = {
+  empty: word("no checkpoint"),
+  training: word("is being trained"),
+  finished: word("finished"),
+  stopped: word("stopped"),
+};
+
 /** One line of a run. */
 export function about(/** @type {Summary} */ run) {
-  const steps = run.steps ? `step ${run.step}/${run.steps}` : `step ${run.step}`;
-  const state = { empty: "no checkpoint", training: "is being trained" }[run.state] ?? run.state;
+  const steps = t("step {step}", { step: run.steps ? `${run.step}/${run.steps}` : run.step });
+  const state = t(STATES[run.state] ?? run.state);
   return `${titleOf(run.id).started} · ${steps} · ${state} · ${bytes(run.bytes)}`;
 }
 

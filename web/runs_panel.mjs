@@ -4,6 +4,7 @@
 import { ask, drawing, keepEvents, make, openPictures } from "./elements.mjs";
 import { Details, routeOf, runList } from "./run_list.mjs";
 import { bytes, curves, differences, pictureOf, titleOf } from "./runs_data.mjs";
+import { t, told } from "./words.mjs";
 
 const COLOURS = ["#5b8def", "#e8a33d", "#4caf7d", "#d65f8f", "#9b7be0", "#4bb5c1"];
 const OVERLAY = { width: 300, height: 120 };
@@ -33,12 +34,12 @@ export class RunsPanel {
       row: (run) => [this.buttons(run)],
       open: (run) => this.openPreviews(run),
     });
-    const again = make("button", { textContent: "⟳", title: "Read the list again", onclick: () => this.refresh() });
+    const again = make("button", { textContent: "⟳", title: t("Read the list again"), onclick: () => this.refresh() });
     this.element = keepEvents(
       make(
         "div",
         { className: "igl igl-runs" },
-        make("div", { className: "igl-head" }, make("b", {}, "Training runs"), this.total, again),
+        make("div", { className: "igl-head" }, make("b", {}, t("Training runs")), this.total, again),
         this.said,
         this.overlay,
         this.list.element,
@@ -56,8 +57,8 @@ export class RunsPanel {
   }
 
   tell(/** @type {{total: number, bytes?: number}} */ answer) {
-    if (answer.bytes !== undefined) this.total.textContent = `${answer.total} runs · ${bytes(answer.bytes)} on disk`;
-    if (!answer.total) this.say(["No run yet: Train LoRA makes one."]);
+    if (answer.bytes !== undefined) this.total.textContent = t("{count} runs · {size} on disk", { count: answer.total, size: bytes(answer.bytes) });
+    if (!answer.total) this.say([t("No run yet: Train LoRA makes one.")]);
   }
 
   say(/** @type {string[]} */ lines) {
@@ -74,10 +75,10 @@ export class RunsPanel {
     return make(
       "div",
       { className: "igl-buttons" },
-      make("label", { title: "Show the curve above, and what differs in the settings" }, box, "compare"),
-      run.state === "empty" ? null : button("Apply LoRA", "Put an Apply LoRA with this run's LoRA on the canvas", () => this.act(this.actions.useLora(run))),
-      button("Settings", "Put this run's settings into the selected Train LoRA, or into a new one", () => this.settings(run)),
-      button("Delete…", "Delete the run's folder", () => this.remove(run)),
+      make("label", { title: t("Show the curve above, and what differs in the settings") }, box, t("compare")),
+      run.state === "empty" ? null : button(t("Apply LoRA"), t("Put an Apply LoRA with this run's LoRA on the canvas"), () => this.act(this.actions.useLora(run))),
+      button(t("Settings"), t("Put this run's settings into the selected Train LoRA, or into a new one"), () => this.settings(run)),
+      button(t("Delete…"), t("Delete the run's folder"), () => this.remove(run)),
     );
   }
 
@@ -88,15 +89,18 @@ export class RunsPanel {
   async settings(run) {
     const detail = await this.details.of(run);
     if (detail) await this.act(this.actions.useSettings(detail));
-    else this.say([`${run.id} is not there any more.`]);
+    else this.say([t("{run} is not there any more.", { run: run.id })]);
   }
 
   async remove(run) {
-    const lora = run.lora ? ` output/loras/${run.lora} stays.` : "";
-    const question = `Delete the run ${run.id} with its checkpoints and pictures (${bytes(run.bytes)})?${lora} This cannot be undone.`;
-    if (!(await ask(question, "Delete"))) return;
+    const lora = run.lora ? ` ${t("{file} stays.", { file: `output/loras/${run.lora}` })}` : "";
+    const asked = t("Delete the run {run} with its checkpoints and pictures ({size})?", { run: run.id, size: bytes(run.bytes) });
+    const question = `${asked}${lora} ${t("This cannot be undone.")}`;
+    if (!(await ask(question, t("Delete")))) return;
     const answer = await this.actions.fetch(routeOf(run.id), { method: "DELETE" });
-    const said = answer.ok ? `${run.id} is deleted.` : (await answer.json().catch(() => ({}))).error ?? `the server said ${answer.status}`;
+    const said = answer.ok
+      ? t("{run} is deleted.", { run: run.id })
+      : told((await answer.json().catch(() => ({}))).error ?? t("the server said {status}", { status: answer.status }));
     this.say([said]);
     if (answer.ok) this.chosen.delete(run.id);
     await Promise.all([this.refresh(), this.drawOverlay()]);
@@ -109,7 +113,7 @@ export class RunsPanel {
     const pictures = steps.flatMap(({ step, pictures: files }) =>
       files.map((file, i) => ({
         url: this.actions.url(pictureOf(run.id, file)),
-        caption: `${step ? `step ${step}` : "without LoRA"} · ${detail.prompts[i] ?? ""}`,
+        caption: `${step ? t("step {step}", { step }) : t("without LoRA")} · ${detail.prompts[i] ?? ""}`,
       })),
     );
     if (pictures.length) openPictures(pictures, pictures.length - Math.max(1, detail.checkpoints.at(-1)?.pictures.length ?? 1));
@@ -138,7 +142,7 @@ export class RunsPanel {
         { className: "igl-chart" },
         make("span", { className: "igl-high", textContent: high.toPrecision(3) }),
         make("span", { className: "igl-low", textContent: low.toPrecision(3) }),
-        make("span", { className: "igl-last", textContent: `step ${last}` }),
+        make("span", { className: "igl-last", textContent: t("step {step}", { step: last }) }),
         drawing(width, height, paths.map((d, i) => ({ d, colour: colour(i) }))),
       ),
       make("ul", { className: "igl-legend" }, ...legend),
@@ -148,8 +152,8 @@ export class RunsPanel {
 
   table(/** @type {import("./runs_data.mjs").Detail[]} */ runs, colour) {
     const rows = differences(runs.map((run) => run.config));
-    if (!rows.length) return make("div", { className: "igl-about", textContent: "Their settings are the same." });
-    const head = make("tr", {}, make("th", {}, "setting"), ...runs.map((_, i) => make("th", {}, make("i", { style: `background: ${colour(i)}` }))));
+    if (!rows.length) return make("div", { className: "igl-about", textContent: t("Their settings are the same.") });
+    const head = make("tr", {}, make("th", {}, t("setting")), ...runs.map((_, i) => make("th", {}, make("i", { style: `background: ${colour(i)}` }))));
     return make(
       "div",
       { className: "igl-table" },

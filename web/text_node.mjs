@@ -1,6 +1,7 @@
 // Nodes that show the text of their output.
 
 import { fillMarkdown, textBox } from "./panel.mjs";
+import { told } from "./words.mjs";
 
 /** @typedef {import("./view.mjs").Host} Host */
 
@@ -19,7 +20,7 @@ export function textView(/** @type {Host} */ host) {
   const box = boxOf(host, 120);
   return {
     executed(output) {
-      if (output?.text) box().textContent = output.text.join("\n");
+      if (output?.text) box().textContent = told(output.text.join("\n"));
     },
   };
 }
@@ -29,7 +30,7 @@ export function markdownView(/** @type {Host} */ host) {
   const box = boxOf(host, 360);
   return {
     executed(output) {
-      if (output?.text) fillMarkdown(box(), output.text.join("\n"));
+      if (output?.text) fillMarkdown(box(), told(output.text.join("\n")));
     },
   };
 }

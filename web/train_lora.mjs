@@ -3,10 +3,11 @@
 
 import { RunPanel } from "./run_panel.mjs";
 import { RunState } from "./run_state.mjs";
+import { t } from "./words.mjs";
 
 /** The lines that say where the results of a finished run are. */
 function results(/** @type {{lora_path: string, run_dir: string}} */ run) {
-  return [`LoRA: ${run.lora_path}`, `Run: ${run.run_dir}`];
+  return [`LoRA: ${run.lora_path}`, t("Run: {run}", { run: run.run_dir })];
 }
 
 /** @returns {import("./view.mjs").View} */
@@ -67,7 +68,7 @@ export function trainView(/** @type {import("./view.mjs").Host} */ host) {
     waiting = null;
     if (whole.state) {
       run.rebuild(whole);
-      if (whole.lora) ended = [`LoRA: ${whole.lora}`, `Run: ${whole.run}`];
+      if (whole.lora) ended = results({ lora_path: whole.lora, run_dir: whole.run });
       bound = `${whole.prompt_id ?? ""} ${whole.run}`;
     }
     since.forEach((message) => run.addAgain(message));

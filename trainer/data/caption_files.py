@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import DatasetError, shortened
 from ..files import write_text, write_whole
+from ..text import readable
 from .metadata import SIDECAR_SUFFIXES, read_text
 from .records import Dataset, ImageRecord, Problem
 
@@ -65,6 +66,24 @@ def write_captions(dataset: Dataset, *, overwrite: bool, leave: Path | None = No
     return done
 
 
+def caption_on_disk(record: ImageRecord) -> str | None:
+    """What the file beside the picture says; None when there is none. Raises DatasetError."""
+    path = _sidecar(record)
+    mode = _mode(path)
+    if mode is None:
+        return None
+    _check_file(path, mode)
+    return readable(read_text(path))
+
+
+def write_caption(record: ImageRecord, caption: str) -> None:
+    """Write one caption, which may be empty, by the rules of `write_captions`.
+
+    Raises DatasetError where its file is none, StorageError when it cannot be written.
+    """
+    _write(_sidecar(record), caption, overwrite=True, done=Written())
+
+
 def _sidecar(record: ImageRecord) -> Path:
     """The file that the caption is read from, or would be."""
     paths = [record.path.with_name(record.path.stem + suffix) for suffix in SIDECAR_SUFFIXES]
@@ -86,8 +105,7 @@ def _write(path: Path, caption: str, overwrite: bool, done: Written) -> None:
             done.new.append(path.name)
             return
         mode = path.lstat().st_mode  # somebody else has just written it
-    if not stat.S_ISREG(mode):
-        raise DatasetError(f"{path.name}: is a link or no file; replace it by a text file")
+    _check_file(path, mode)
     old = read_text(path)
     if old == caption:
         done.same.append(path.name)
@@ -98,3 +116,8 @@ def _write(path: Path, caption: str, overwrite: bool, done: Written) -> None:
             write_whole(path.with_name(path.name + BACKUP), path.read_bytes(), replace=False)
         write_text(path, f"{caption}\n")
         done.changed.append(path.name)
+
+
+def _check_file(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise DatasetError(f"{path.name}: is a link or no file; replace it by a text file")
