@@ -73,8 +73,7 @@ class CaptionEditor {
       window.removeEventListener("pagehide", this.leaving);
     });
     window.addEventListener("pagehide", this.leaving);
-    this.draw();
-    this.list.element.querySelector("textarea")?.focus();
+    this.draw().then(() => this.list.element.querySelector("textarea")?.focus());
   }
 
   row(/** @type {number} */ number) {
@@ -102,10 +101,10 @@ class CaptionEditor {
       this.tag = null;
       this.shown = this.captions.having(null);
     }
-    this.list.refresh();
     this.drawTags();
     this.tellCount();
     this.tellSaved();
+    return this.list.refresh();
   }
 
   drawTags() {
@@ -143,7 +142,7 @@ class CaptionEditor {
   undo() {
     this.captions.undo();
     this.changed();
-    this.draw();
+    return this.draw();
   }
 
   tellCount() {
@@ -203,10 +202,9 @@ class CaptionEditor {
 
   /** The rows are made anew, so the one that is typed in gets the cursor back. */
   async undoFrom(/** @type {HTMLTextAreaElement | null} */ area) {
-    this.undo();
     const number = area?.dataset.number;
-    await Promise.resolve();
-    requestAnimationFrame(() => this.areaOf(Number(number))?.focus());
+    await this.undo();
+    this.areaOf(Number(number))?.focus();
   }
 
   areaOf(/** @type {number} */ number) {
