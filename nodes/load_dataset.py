@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
+from ..trainer.data.caption_desk import Desks
 from ..trainer.data.clip import CLIPS, ClipOptions
 from ..trainer.data.joining import caption_lines, joined
 from ..trainer.data.kept import KeptFiles
-from ..trainer.data.caption_desk import Desks
 from ..trainer.data.remarks import remarks
 from ..trainer.data.scan import check_folder, folder_fingerprint
 from ..trainer.errors import DatasetError

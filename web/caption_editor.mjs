@@ -65,14 +65,14 @@ class CaptionEditor {
       const why = told(refused[0].refused ?? "");
       this.problem.textContent = t("{count} of {total} cannot be edited: {why}", { count: refused.length, total: this.captions.texts.length, why });
     }
-    this.leaving = () => this.save();
+    const leaving = () => this.save();
     const dialog = openDialog(t("Captions"), this.element, "igl-captions-dialog");
     dialog.addEventListener("close", () => {
       this.save();
       this.list.dispose();
-      window.removeEventListener("pagehide", this.leaving);
+      window.removeEventListener("pagehide", leaving);
     });
-    window.addEventListener("pagehide", this.leaving);
+    window.addEventListener("pagehide", leaving);
     this.draw().then(() => this.list.element.querySelector("textarea")?.focus());
   }
 
