@@ -65,16 +65,15 @@ class CaptionEditor {
       const why = told(refused[0].refused ?? "");
       this.problem.textContent = t("{count} of {total} cannot be edited: {why}", { count: refused.length, total: this.captions.texts.length, why });
     }
-    this.leaving = () => this.save();
+    const leaving = () => this.save();
     const dialog = openDialog(t("Captions"), this.element, "igl-captions-dialog");
     dialog.addEventListener("close", () => {
       this.save();
       this.list.dispose();
-      window.removeEventListener("pagehide", this.leaving);
+      window.removeEventListener("pagehide", leaving);
     });
-    window.addEventListener("pagehide", this.leaving);
-    this.draw();
-    this.list.element.querySelector("textarea")?.focus();
+    window.addEventListener("pagehide", leaving);
+    this.draw().then(() => this.list.element.querySelector("textarea")?.focus());
   }
 
   row(/** @type {number} */ number) {
@@ -102,10 +101,10 @@ class CaptionEditor {
       this.tag = null;
       this.shown = this.captions.having(null);
     }
-    this.list.refresh();
     this.drawTags();
     this.tellCount();
     this.tellSaved();
+    return this.list.refresh();
   }
 
   drawTags() {
@@ -143,7 +142,7 @@ class CaptionEditor {
   undo() {
     this.captions.undo();
     this.changed();
-    this.draw();
+    return this.draw();
   }
 
   tellCount() {
@@ -203,10 +202,9 @@ class CaptionEditor {
 
   /** The rows are made anew, so the one that is typed in gets the cursor back. */
   async undoFrom(/** @type {HTMLTextAreaElement | null} */ area) {
-    this.undo();
     const number = area?.dataset.number;
-    await Promise.resolve();
-    requestAnimationFrame(() => this.areaOf(Number(number))?.focus());
+    await this.undo();
+    this.areaOf(Number(number))?.focus();
   }
 
   areaOf(/** @type {number} */ number) {

@@ -209,8 +209,8 @@ const RUNS_TAB = {
 /** ComfyUI's language is ours. When it is changed, ComfyUI makes all nodes anew. */
 function listenToLocale() {
   speak(app.extensionManager?.setting?.get?.("Comfy.Locale"));
-  app.ui?.settings?.addEventListener?.("Comfy.Locale.change", ({ detail }) => {
-    speak(detail.value);
+  app.ui?.settings?.addEventListener?.("Comfy.Locale.change", (event) => {
+    speak(/** @type {CustomEvent} */ (event).detail.value);
     if (runsPanel) RUNS_TAB.render(runsPanel.element.parentElement);
   });
 }

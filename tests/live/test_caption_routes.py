@@ -80,7 +80,10 @@ def test_hostile_requests_are_refused_without_a_traceback_or_a_change(server, lo
     path = f"{ROUTE}/{name}"
     ids = names()
     sent = [(m, f"{ROUTE}/{n}", h, b) for n in ids for m, h, b in (("GET", {}, None), ("POST", JSON, good))]
-    sent += [("GET", f"{path}/{n}/thumbnail", {}, None) for n in [*ids, "-1", "3", "1e1", "0x1", "9" * 400, quote("٣")]]
+    sent += [
+        ("GET", f"{path}/{n}/thumbnail", {}, None)
+        for n in [*ids, "-1", "3", "1e1", "0x1", "9" * 400, quote("٣")]
+    ]
     sent += [("POST", path, {**JSON, **foreign}, good) for foreign in FOREIGN]
     sent += [("GET", p, foreign, None) for p in (path, f"{path}/0/thumbnail") for foreign in FOREIGN]
     bad: list[Any] = [
@@ -90,8 +93,12 @@ def test_hostile_requests_are_refused_without_a_traceback_or_a_change(server, lo
         [{**edit, "caption": "x" * 30_000}], [edit] * 30_000,
     ]  # fmt: skip
     sent += [("POST", path, JSON, json.dumps(body).encode()) for body in bad]
-    sent += [("POST", path, JSON, body) for body in (b"", b"{", b"\xff" * 9, b"[" * 100_000, b" " * (9 * 2**20))]
-    sent += [("POST", path, {"Content-Type": kind}, good) for kind in ("text/plain", "multipart/form-data", "")]
+    sent += [
+        ("POST", path, JSON, body) for body in (b"", b"{", b"\xff" * 9, b"[" * 100_000, b" " * (9 * 2**20))
+    ]
+    sent += [
+        ("POST", path, {"Content-Type": kind}, good) for kind in ("text/plain", "multipart/form-data", "")
+    ]
     sent += [(method, path, JSON, good) for method in ("PUT", "PATCH", "DELETE", "PROPFIND", "TRACE")]
     sent += [(method, f"{path}/0/thumbnail", JSON, good) for method in ("POST", "DELETE")]
     log_before = len(server.log.read_text(errors="replace"))

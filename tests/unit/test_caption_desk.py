@@ -6,10 +6,11 @@ import io
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
 from in_graph_lora.trainer.data.caption_desk import KEPT_DATASETS, SIDE, Desk, Desks, Edit
 from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.errors import StorageError
-from PIL import Image
 
 
 @pytest.fixture
@@ -27,7 +28,9 @@ def desk(folder: Path) -> Desk:
 
 def test_an_edit_is_written_and_what_was_written_by_hand_is_kept_once(desk, folder):
     assert desk.pictures()[0] == {"name": "0.png", "caption": "by hand"}
-    done = desk.save([Edit(number=0, was="by hand", caption=" first\r\nline "), Edit(number=1, was="", caption="new")])
+    done = desk.save(
+        [Edit(number=0, was="by hand", caption=" first\r\nline "), Edit(number=1, was="", caption="new")]
+    )
     assert done == {"saved": [0, 1], "refused": []}
     desk.save([Edit(number=0, was="first\nline", caption="second")])
     assert (folder / "0.txt").read_text() == "second\n"

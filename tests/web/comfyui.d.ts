@@ -55,6 +55,7 @@ declare module "*/scripts/app.js" {
   export const app: {
     graph?: Graph;
     rootGraph?: Graph;
+    ui?: { settings?: EventTarget };
     canvas: {
       graph?: Graph;
       ds: { visible_area: [number, number, number, number] };
@@ -65,6 +66,7 @@ declare module "*/scripts/app.js" {
       setDirty?(a: boolean, b: boolean): void;
     };
     extensionManager?: {
+      setting?: { get?(id: string): unknown };
       registerSidebarTab?(tab: object): void;
       toast?: { add(message: object): void };
       workflow?: { activeWorkflow?: { path: string } | null; openWorkflows?: { path: string }[] };

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +20,8 @@ COUNT = 500
 
 
 @pytest.fixture
-def folder(server: Server, tmp_path: Path) -> Iterator[Path]:
-    yield make_folder(server.base / "input" / tmp_path.name, COUNT)
+def folder(server: Server, tmp_path: Path) -> Path:
+    return make_folder(server.base / "input" / tmp_path.name, COUNT)
 
 
 def saved(page: Page) -> None:

@@ -22,7 +22,11 @@ def test_a_replacement_is_counted_before_it_is_done_and_undone_as_one():
     assert after("return c.count('dog')") == {"places": 2, "captions": 2}
     texts = ["ohwx, $&, grass", "ohwx, $&", "a $& dog", ""]
     assert after("c.replace('dog', '$&'); return c.texts") == texts
-    assert after("c.replace('dog', 'cat'); return [c.undo(), c.texts[1], c.undo()]") == [[0, 1], "ohwx, dog", []]
+    assert after("c.replace('dog', 'cat'); return [c.undo(), c.texts[1], c.undo()]") == [
+        [0, 1],
+        "ohwx, dog",
+        [],
+    ]
     assert after("return [c.count(''), c.replace('', 'x')]") == [{"places": 0, "captions": 0}, 0]
 
 
@@ -41,6 +45,11 @@ def test_what_is_typed_in_a_row_is_one_change():
 def test_only_what_changed_is_saved_and_it_is_compared_with_what_was():
     edits = [{"number": 3, "was": "", "caption": " new "}]
     assert after("c.type(3, ' new '); return c.unsaved()") == edits
-    assert after("c.type(3, ' new '); c.written(c.unsaved()); return [c.texts[3], c.unsaved()]") == ["new", []]
-    body = "c.type(3, 'new'); const sent = c.unsaved(); c.type(3, 'newer'); c.written(sent); return c.unsaved()"
+    assert after("c.type(3, ' new '); c.written(c.unsaved()); return [c.texts[3], c.unsaved()]") == [
+        "new",
+        [],
+    ]
+    body = (
+        "c.type(3, 'new'); const sent = c.unsaved(); c.type(3, 'newer'); c.written(sent); return c.unsaved()"
+    )
     assert after(body) == [{"number": 3, "was": "new", "caption": "newer"}]

@@ -41,7 +41,9 @@ def prompt(tiny_checkpoint: Path, tmp_path: Path) -> Json:
     return graph(str(tmp_path / "missing"), **{"4": {"name": "words"}})
 
 
-def test_nodes_panels_and_sentences_are_chinese_with_comfyui(canvas: Page, prompt: Json, repo_root: Path) -> None:
+def test_nodes_panels_and_sentences_are_chinese_with_comfyui(
+    canvas: Page, prompt: Json, repo_root: Path
+) -> None:
     zh = json.loads((repo_root / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
     canvas.evaluate(SPEAK, "zh")
     canvas.reload(wait_until="domcontentloaded")

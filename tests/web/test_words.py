@@ -92,7 +92,10 @@ def test_every_message_of_an_error_and_every_notice_is_said_in_chinese_with_all_
     filled = [_filled(text) for text in found]
     missing = {}
     for text, chinese, (path, values) in zip(
-        found, said([f for f, _ in filled]), zip(found.values(), [v for _, v in filled], strict=True), strict=True
+        found,
+        said([f for f, _ in filled]),
+        zip(found.values(), [v for _, v in filled], strict=True),
+        strict=True,
     ):
         lost = [value for value in values if value not in chinese]
         if not CHINESE.search(chinese) or (lost and "no caption, and the template" not in text):
@@ -130,7 +133,10 @@ def test_the_catalogue_holds_no_sentence_that_the_code_does_not_say():
         ("alpha is -1; choose 0 or more (0: equal to the rank)", "alpha 为 -1；请填 0 或更大（0：与秩相同）"),
         ("/no/folder: there is no such folder; check the path", "/no/folder：没有这个文件夹；请检查路径"),
         ("a.png: the file is empty (0 bytes); copy it again", "a.png：文件为空（0 字节）；请重新复制"),
-        ("skipped: a.png: the file is empty (0 bytes); copy it again", "跳过：a.png：文件为空（0 字节）；请重新复制"),
+        (
+            "skipped: a.png: the file is empty (0 bytes); copy it again",
+            "跳过：a.png：文件为空（0 字节）；请重新复制",
+        ),
         ("12 images · 1 skipped · 3 buckets\nand 2 more", "12 张图片 · 跳过 1 · 3 个分桶\n以及另外 2 个"),
         ("nobody has written this sentence", "nobody has written this sentence"),
     ],
@@ -151,17 +157,24 @@ def test_the_pages_own_words_are_all_in_the_catalogue_and_no_others():
     for path in [*WEB.glob("*.mjs"), WEB / "main.js"]:
         text = path.read_text(encoding="utf-8")
         used |= {json.loads(f'"{key}"') for key in re.findall(r'\b(?:t|word)\(\s*"((?:[^"\\]|\\.)*)"', text)}
-    tab = re.search(r'const RUNS_TAB = \{.*?title: "([^"]+)".*?tooltip: "([^"]+)"', (WEB / "main.js").read_text(), re.S)
+    tab = re.search(
+        r'const RUNS_TAB = \{.*?title: "([^"]+)".*?tooltip: "([^"]+)"', (WEB / "main.js").read_text(), re.S
+    )
     assert tab
     words: dict[str, str] = evaluated("words_zh.mjs", "return m.WORDS;")
     assert used | set(tab.groups()) == set(words)
     for english, chinese in words.items():
         assert sorted(re.findall(r"\{\w+\}", english)) == sorted(re.findall(r"\{\w+\}", chinese)), english
-        assert CHINESE.search(chinese) or not re.search("[A-Za-z]{3}", re.sub(r"\{\w+\}", "", english)), english
+        assert CHINESE.search(chinese) or not re.search("[A-Za-z]{3}", re.sub(r"\{\w+\}", "", english)), (
+            english
+        )
 
 
 def test_no_text_of_the_page_goes_past_the_catalogue():
-    bare = re.compile(r"""(?:title|textContent|placeholder|alt|"aria-label"|summary)(?::| =) (?:[^,;\n]*\? )?["`][A-Z]?[a-z]+[ a-z]""")
+    bare = re.compile(
+        r"""(?:title|textContent|placeholder|alt|"aria-label"|summary)(?::| =) """
+        r"""(?:[^,;\n]*\? )?["`][A-Z]?[a-z]+[ a-z]"""
+    )
     for path in WEB.glob("*.mjs"):
         assert bare.findall(path.read_text(encoding="utf-8")) == [], path.name
     assert bare.search('title: "Read the list again"')

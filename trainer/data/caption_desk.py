@@ -99,8 +99,10 @@ class Desk:
         return {"saved": saved, "refused": refused}
 
     def edit(self, number: Any, was: Any, caption: Any) -> Edit:
-        """Checked as it came from a page. Raises StorageError when there is no such picture, ValueError when it
-        is no edit at all."""
+        """Checked as it came from a page.
+
+        Raises StorageError when there is no such picture, ValueError when it is no edit at all.
+        """
         if not isinstance(was, str) or not isinstance(caption, str) or type(number) is not int:
             raise ValueError("an edit has a number, a text that was, and a caption")
         if len(caption) > MAX_CHARACTERS:
