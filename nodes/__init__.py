@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import routes, run_routes
+from . import cache_routes, routes, run_routes
 from .apply_lora import ApplyLoRA
 from .caption_images import CaptionImages
 from .check_trigger import CheckTrigger
@@ -57,6 +57,7 @@ class InGraphLoraExtension(ComfyExtension):
     async def on_load(self) -> None:
         routes.register()
         run_routes.register()
+        cache_routes.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

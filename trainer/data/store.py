@@ -258,6 +258,8 @@ def clear(folder: Path) -> tuple[int, int]:
 def _entries(folder: Path) -> Iterator[tuple[Path, int, float]]:
     """(file, bytes, time of last use)"""
     for part in folder.glob("[0-9a-f][0-9a-f]"):
+        if part.is_symlink():
+            continue  # nothing outside of the cache is counted or deleted
         with contextlib.suppress(OSError), os.scandir(part) as files:
             for file in files:
                 if _NAME.fullmatch(file.name):
