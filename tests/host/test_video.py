@@ -110,21 +110,6 @@ def test_one_frame_is_encoded_as_a_picture_is(loaded: Load, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", VIDEO)
-@pytest.mark.parametrize("frames", [(), (9,)])
-def test_pictures_and_clips_that_are_encoded_together_are_those_that_are_encoded_alone(
-    loaded: Load, name: str, frames: tuple[int, ...]
-) -> None:
-    models = loaded(name)
-    encoder = HostLatentEncoder(models.vae, models.model)
-    given = [torch.rand(*frames, 64, 32, 3) for _ in range(3)]
-    alone = [encoder.encode([one])[0] for one in given]
-    for one, other in zip(encoder.encode(given), alone, strict=True):
-        assert one.shape == other.shape
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(alone[0], alone[1], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", VIDEO)
 def test_clips_and_pictures_train_end_to_end(loaded: Load, name: str, tmp_path: Path) -> None:
     """Folder → latents → three steps → the LoRA on ComfyUI's sampler changes a clip; the base stays."""
     own, models, events = VIDEO[name], loaded(name), []

@@ -1,4 +1,4 @@
-"""The routes of runs and of the cache against requests that no page of ours sends: refused, nothing changed."""
+"""The routes of runs and of the cache against requests that no page of ours sends: refused, unchanged."""
 
 from __future__ import annotations
 

@@ -43,23 +43,20 @@ class HostLatentEncoder:
         self.takes_masks = self._controls.way.masks
 
     def at_once(self, pixels: Tensor) -> int:
-        """As many as fit into a half of what is free, MOST at most; 1 on the CPU, where it is no faster and
-        several threads give other last bits."""
+        """As many as fit into a half of what is free, MOST at most; 1 on the CPU, where little is gained and
+        several threads give other last bits, and for a VAE of videos, which takes pictures for frames."""
         vae = self.vae
-        if mm.is_device_cpu(vae.device) or vae.latent_dim not in (2, 3):
+        if mm.is_device_cpu(vae.device) or vae.latent_dim != 2 or pixels.ndim != 3:
             return 1
-        *frames, height, width, _ = pixels.shape
-        shape = (1, 3, *(frames or [1] * (vae.latent_dim - 2)), height, width)
-        need = max(1, int(vae.memory_used_encode(shape, vae.vae_dtype)))
+        height, width, _ = pixels.shape
+        need = max(1, int(vae.memory_used_encode((1, 3, height, width), vae.vae_dtype)))
         return min(MOST, max(1, int(mm.get_free_memory(vae.device)) // 2 // need))
 
     @torch.no_grad()
     def encode(self, pixels: Sequence[Tensor]) -> list[Tensor]:
         batch = torch.stack([*pixels])
-        if len(batch) == 1:
-            batch = batch if batch.ndim == 4 else batch[0]
-        elif batch.ndim == 4 and self.vae.latent_dim == 3:
-            batch = batch.unsqueeze(1)  # a VAE of videos would take them for the frames of one
+        if batch.ndim == 5:
+            (batch,) = batch  # ComfyUI takes frames where pictures of a batch would be
         latents = self.model.process_latent_in(self.vae.encode(batch).float())
         return [latent.to("cpu", torch.float32, copy=True) for latent in latents]
 
