@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import caption_routes, folder_routes, routes, run_routes
+from . import cache_routes, caption_routes, folder_routes, routes, run_routes
 from .apply_lora import ApplyLoRA
 from .caption_images import CaptionImages
 from .check_trigger import CheckTrigger
@@ -59,6 +59,7 @@ class InGraphLoraExtension(ComfyExtension):
         run_routes.register()
         folder_routes.register()
         caption_routes.register()
+        cache_routes.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

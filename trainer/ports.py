@@ -79,9 +79,13 @@ class LatentEncoder(Protocol):
     identity: str
     """Of all that decides a latent beside the pixels; latents of two encoders with one are the same."""
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """pixels [H, W, 3], or [T, H, W, 3] of a clip, in 0..1 to the latent [C, ...] as the model sees it,
-        fp32, on the CPU."""
+    def at_once(self, pixels: Tensor) -> int:
+        """How many pictures or clips of this shape `encode` should be given together, at least 1."""
+        ...
+
+    def encode(self, pixels: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Pictures [H, W, 3] or clips [T, H, W, 3] of one shape, in 0..1, each to its latent [C, ...] as the
+        model sees it, fp32, on the CPU. Each has a storage of its own."""
         ...
 
     takes_controls: bool

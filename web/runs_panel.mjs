@@ -1,6 +1,7 @@
 // The Runs panel: all runs, several curves over each other, what differs in their settings, and what can be done with
 // a run.
 
+import { CacheLine } from "./cache_line.mjs";
 import { ask, drawing, keepEvents, make, openPictures } from "./elements.mjs";
 import { Details, routeOf, runList } from "./run_list.mjs";
 import { bytes, curves, differences, pictureOf, titleOf } from "./runs_data.mjs";
@@ -28,6 +29,7 @@ export class RunsPanel {
     this.total = make("span", { className: "igl-total" });
     this.said = make("div", { className: "igl-said", role: "status" });
     this.overlay = make("div", { className: "igl-overlay" });
+    this.cache = new CacheLine(actions, (lines) => this.say(lines));
     this.list = runList(actions, this.details, {
       rowHeight: ROW_HEIGHT,
       told: (answer) => this.tell(answer),
@@ -43,13 +45,14 @@ export class RunsPanel {
         this.said,
         this.overlay,
         this.list.element,
+        this.cache.element,
       ),
     );
     this.refresh();
   }
 
   refresh() {
-    return this.list.refresh();
+    return Promise.all([this.list.refresh(), this.cache.refresh()]);
   }
 
   dispose() {

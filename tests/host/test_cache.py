@@ -36,6 +36,7 @@ from in_graph_lora.trainer.errors import ConfigError, DatasetError, StorageError
 from in_graph_lora.trainer.events import Notice, StepDone
 from in_graph_lora.trainer.host import paths, planning, training
 from in_graph_lora.trainer.host.conditioning import HostTextEncoder
+from in_graph_lora.trainer.host.encode import MOST, HostLatentEncoder
 from in_graph_lora.trainer.host.kept_conditions import pack, same, unpack
 from in_graph_lora.trainer.host.kept_samples import LIMIT
 from in_graph_lora.trainer.host.training import train_on_loaded
@@ -298,7 +299,7 @@ def test_a_cache_that_vanishes_all_the_time_ends_the_run_with_its_work_saved(
 ) -> None:
     get = Store.get
 
-    def lost(self: Store, key: str) -> Any:
+    def lost(self: Store, key: str, **how: Any) -> Any:
         clear(cache_of(tmp_path))
         return get(self, key)
 
@@ -523,3 +524,21 @@ def test_a_condition_of_an_unknown_kind_stays_in_memory_and_is_said(monkeypatch,
 def test_the_cache_lies_below_the_output_folder(tmp_path: Path) -> None:
     with output_folder(tmp_path):
         assert paths.cache_directory() == cache_of(tmp_path)
+
+
+@torch.no_grad()
+def test_pictures_that_are_encoded_together_are_those_that_are_encoded_alone(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = HostLatentEncoder(loaded.vae, loaded.model)
+    given = [torch.rand(64, 32, 3) for _ in range(3)]
+    alone = [encoder.encode([one])[0] for one in given]
+    for one, other in zip(encoder.encode(given), alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(alone[0], alone[1], rtol=1e-4, atol=1e-5)
+    assert encoder.at_once(given[0]) == 1, "on the CPU"
+    monkeypatch.setattr(mm, "is_device_cpu", lambda device: False)
+    need = loaded.vae.memory_used_encode((1, 3, 64, 32), loaded.vae.vae_dtype)
+    for free, most in ((0, 1), (6.5 * need, 3), (1000 * need, MOST)):
+        monkeypatch.setattr(mm, "get_free_memory", lambda device, free=free: free)
+        assert encoder.at_once(given[0]) == most

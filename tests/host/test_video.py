@@ -96,7 +96,7 @@ def test_steps_of_time_are_those_of_the_vae(loaded: Load, name: str) -> None:
     assert clip_step(models.vae, models.model) == own.step
     assert model_family(models.model).fps == own.fps
     for frames in (1, 1 + own.step, 1 + 2 * own.step):
-        latent = HostLatentEncoder(models.vae, models.model).encode(torch.rand(frames, 64, 64, 3))
+        latent = HostLatentEncoder(models.vae, models.model).encode([torch.rand(frames, 64, 64, 3)])[0]
         like = empty_latent(models.model, models.vae, 64, 64, frames)
         assert latent.shape == like.shape[1:], "the encoder and the stock empty latent agree"
         assert latent.shape[1] == 1 + (frames - 1) // own.step
@@ -106,7 +106,7 @@ def test_steps_of_time_are_those_of_the_vae(loaded: Load, name: str) -> None:
 def test_one_frame_is_encoded_as_a_picture_is(loaded: Load, name: str) -> None:
     models, frame = loaded(name), torch.rand(64, 64, 3)
     encoder = HostLatentEncoder(models.vae, models.model)
-    assert torch.equal(encoder.encode(frame), encoder.encode(frame[None]))
+    assert torch.equal(encoder.encode([frame])[0], encoder.encode([frame[None]])[0])
 
 
 @pytest.mark.parametrize("name", VIDEO)

@@ -33,7 +33,7 @@ def test_what_the_encoders_give_on_a_card_is_kept_on_the_cpu() -> None:
         encoder = HostLatentEncoder.__new__(HostLatentEncoder)
         encoder.vae = SimpleNamespace(encode=lambda pixels: on_card)  # type: ignore[assignment]
         encoder.model = SimpleNamespace(process_latent_in=lambda latent: latent * 2)  # type: ignore[assignment]
-        assert encoder.encode(torch.empty(64, 64, 3)).device.type == "cpu"
+        assert encoder.encode([torch.empty(64, 64, 3)])[0].device.type == "cpu"
         kept = conditioning.own({"a": [on_card, (on_card, 3)], "b": on_card, "c": None})
         found = [t for t in tree_leaves(kept) if isinstance(t, Tensor)]
         assert len(found) == 3

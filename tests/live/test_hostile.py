@@ -1,4 +1,4 @@
-"""The routes of runs against requests that no page of ours sends: refused, and nothing changed."""
+"""The routes of runs and of the cache against requests that no page of ours sends: refused, unchanged."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ from ..past_runs import write_run
 RUN = "20261124-120000"
 RUNS = "/in_graph_lora/runs"
 FOLDERS = "/in_graph_lora/folders"
+CACHE = "/in_graph_lora/cache"
+ENTRY = "ab" * 16
+"""Name of an entry of the cache."""
 Request = tuple[str, str, dict[str, str], bytes | None]
 FOREIGN = (
     {"Sec-Fetch-Site": "cross-site"},
@@ -118,6 +121,11 @@ def requests() -> list[Request]:
     bodies = [b"{}", b"{", b"null", b'{"run": "../.."}', b"\xff" * 100, b"[" * 10_000, b"x" * 100_000]
     json_type = {"Content-Type": "application/json"}
     out += [("DELETE", f"{RUNS}/toy/{RUN}", json_type, body) for body in bodies]
+    for path in (CACHE, f"/api{CACHE}"):
+        out += [(method, path, headers, None) for method in ("GET", "DELETE") for headers in FOREIGN]
+        out += [("DELETE", path, json_type, body) for body in bodies]
+        out += [("DELETE", f"{path}/{name}", {}, None) for name in (ENTRY, "..", "%2e%2e", ENTRY[:2], "")]
+        out += [(method, path, {}, b"{}") for method in ("POST", "PUT", "PATCH", "TRACE", "PROPFIND")]
     for method in ("POST", "PUT", "PATCH", "TRACE", "PROPFIND"):
         out += [(method, path, {}, b"{}") for path in (RUNS, f"{RUNS}/toy/{RUN}", f"{RUNS}/../toy/{RUN}")]
     out += [
@@ -145,11 +153,20 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(p): (p.lstat().st_size, p.lstat().st_mtime_ns) for p in found if not p.is_dir()}
 
 
+def write_entry(output: Path) -> Path:
+    """In the cache; what is in it is not looked at before it is used."""
+    path = output / "in-graph-lora" / "cache" / ENTRY[:2] / f"{ENTRY}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * 1000)
+    return path
+
+
 def test_500_hostile_requests_are_refused_without_a_traceback_or_a_change(target):
     runs = target.base / "output" / "in-graph-lora"
     for left in runs.glob("toy/*"):
         pytest.fail(f"{left} is of another test")
     write_run(runs)
+    entry = write_entry(target.base / "output")
     log_before = len(target.log.read_text(errors="replace"))
     before = state(target.base)
     sent = requests()
@@ -165,6 +182,8 @@ def test_500_hostile_requests_are_refused_without_a_traceback_or_a_change(target
     assert send(target.url, "GET", f"{RUNS}/toy/{RUN}", {"Sec-Fetch-Site": "same-origin"}, None) == 200
     assert send(target.url, "GET", RUNS, {"Origin": target.url}, None) == 200
     assert send(target.url, "DELETE", f"{RUNS}/toy/{RUN}", {"Origin": target.url}, None) == 200
+    assert entry.exists()
+    assert send(target.url, "GET", CACHE, {"Sec-Fetch-Site": "same-origin"}, None) == 200
     gone = {p for p in before if p not in state(target.base)}
     assert gone
     assert all(str(runs / "toy" / RUN) in path for path in gone)
@@ -215,3 +234,22 @@ def test_a_run_is_listed_described_and_deleted(server, client):
         with urllib.request.urlopen(request, timeout=30) as answer:
             assert json.loads(answer.read()) == {"deleted": f"玩具 1/{RUN}"}
     assert not (runs / "玩具 1").exists()
+
+
+def test_the_cache_is_told_and_cleared_and_nothing_beside_it(server, client):
+    entry = write_entry(server.base / "output")
+    beside = entry.with_name("mine.txt")
+    beside.write_text("of the user")
+    try:
+        told = client.get(CACHE)
+        assert told["entries"] >= 1
+        assert told["bytes"] >= 1000
+        request = urllib.request.Request(f"{server.url}{CACHE}", method="DELETE")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            said = json.loads(answer.read())
+        assert said == {"deleted": told["entries"], "bytes": told["bytes"], "left": 0}
+        assert client.get(CACHE) == {"entries": 0, "bytes": 0}
+        assert not entry.exists()
+        assert beside.exists()
+    finally:
+        beside.unlink()

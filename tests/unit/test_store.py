@@ -37,6 +37,16 @@ def _same(one: Entry | None, other: Entry) -> bool:
     )
 
 
+def test_a_link_in_the_cache_leads_to_nothing_that_is_deleted(tmp_path: Path) -> None:
+    cache, other = tmp_path / "cache", tmp_path / "other"
+    key = key_of("a")
+    Store(other, _quiet).put(key, _entry())
+    cache.mkdir()
+    (cache / key[:2]).symlink_to(other / key[:2], target_is_directory=True)
+    assert usage(cache) == clear(cache) == (0, 0)
+    assert _file(other, key).exists()
+
+
 def _file(folder: Path, key: str) -> Path:
     return folder / key[:2] / f"{key}.safetensors"
 

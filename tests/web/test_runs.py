@@ -146,6 +146,28 @@ def test_a_run_is_deleted_after_asking_and_not_while_it_is_trained(canvas: Page,
     assert not folder.exists()
 
 
+def test_the_cache_is_cleared_after_asking(canvas: Page, runs: Path) -> None:
+    entry = runs / "cache" / "ab" / f"{'ab' * 16}.safetensors"
+    entry.parent.mkdir(parents=True)
+    entry.write_bytes(b"x" * 5_000_000)
+    panel = open_panel(canvas)
+    line = panel.locator(".igl-cache")
+    line.get_by_text("Encoded pictures and captions: 4.8 MB").wait_for()
+    clear = line.get_by_role("button", name="Clear cache…")
+    clear.click()
+    dialog = canvas.locator("dialog.igl-ask")
+    assert "4.8 MB" in dialog.inner_text()
+    dialog.get_by_role("button", name="Cancel").click()
+    assert entry.exists()
+
+    clear.click()
+    dialog.get_by_role("button", name="Clear cache").click()
+    panel.get_by_text("The cache is cleared: 4.8 MB are free again.").wait_for()
+    line.wait_for(state="hidden")
+    assert not entry.exists()
+    assert canvas.complaints == []
+
+
 def test_a_runs_settings_go_into_a_new_or_the_selected_train_lora(canvas: Page, runs: Path) -> None:
     from in_graph_lora.trainer.config import OptimizerConfig
 

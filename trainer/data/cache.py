@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
+from functools import cached_property, partial
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 
 from ..config import TrainConfig
-from ..errors import DatasetError, shortened
+from ..errors import shortened
 from ..events import Emit, Notice, Phase
-from ..ports import Conditioning, ControlPictures, Controls, LatentEncoder, TextEncoder, Traces
+from ..ports import Conditioning, Controls, LatentEncoder, TextEncoder, Traces
 from .batches import CachedSample, Sample
-from .drawn_masks import drawn_mask
-from .images import open_image
-from .pixels import pixels
+from .picture_cache import FORMAT, Picture, PictureCache
 from .records import Dataset, ImageRecord
 from .store import Entry, Store, key_of
 from .stored import SampleLost, StoredSample
 from .variation import Captions, Variation
-from .views import View, views
-
-FORMAT = 1
-"""Of the entries; counts up when the same keys would name something else."""
+from .views import views
 
 _POSSIBLE_TRACES: tuple[Traces, ...] = tuple(
     frozenset(traces) for traces in ((), ("network",), ("latent",), ("latent", "network"))
 )
-_DECODERS = min(4, os.cpu_count() or 1)
-_AHEAD = 2 * _DECODERS
-"""Pictures that are decoded while the VAE is busy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,27 +59,11 @@ def cut_to_fit(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Picture:
-    """One view of a record, with the names of its latent and of its encoded control pictures."""
-
-    record: ImageRecord
-    view: View
-    key: str
-    controls: str
-    """"" where the model is given none."""
-
-    @property
-    def name(self) -> str:
-        """Of all that its conditions depend on beside the caption."""
-        return self.key + self.controls
-
-
 @dataclass(frozen=True, kw_only=True)
 class SampleCache:
     """Encodes records by the host's VAE and text encoder: what the store does not hold yet.
 
-    What a key must say is in `_latent_key`, `_text_inputs` and `_condition_keys`.
+    What a key must say is in `PictureCache.picture`, `_text_inputs` and `_condition_keys`.
     """
 
     latents: LatentEncoder
@@ -114,14 +84,14 @@ class SampleCache:
         self.check_interrupt()
         prior = config.prior.uses_pictures
         pictures = [
-            _Picture(record, view, self._latent_key(record, view), self._controls_key(record, view))
+            self._pictures.picture(record, view)
             for record in dataset.records
             if record.role != "class" or prior
             for view in views(record, resolution=dataset.resolution, step=self.step)
         ]
         self.store.hold(key for picture in pictures for key in (picture.key, picture.controls) if key)
-        shapes = self._encode_pictures(pictures)
-        self._encode_controls(pictures)
+        shapes = self._pictures.encode(pictures)
+        self._pictures.encode_controls(pictures)
         texts = [_texts(picture.record, config, live=train_text) for picture in pictures]
         keys = self._encode_captions(pictures, texts, shapes)
         self.store.hold(keys.values())
@@ -139,7 +109,7 @@ class SampleCache:
                 conditions=tuple(keys[picture.name, text] for text in own.encoded),
                 empty=keys[picture.name, ""] if own.empty else "",
                 class_condition=keys[picture.name, own.class_prompt] if own.class_prompt else "",
-                references=partial(self._controls, picture) if train_text else None,
+                references=partial(self._pictures.kept_references, picture) if train_text else None,
                 read=self._read,
             )
             samples[record.role].append(sample)
@@ -168,27 +138,18 @@ class SampleCache:
                 return self._condition(key)
         return self._condition(self._encode_text(caption, latent, {}, (), latent_key=""))
 
+    @cached_property
+    def _pictures(self) -> PictureCache:
+        return PictureCache(self.latents, self.store, self._progress)
+
     # What an entry depends on.
 
-    def _latent_key(self, record: ImageRecord, view: View) -> str:
-        return key_of(FORMAT, self.latents.identity, record.digest, record.mask_digest, view)
-
-    def _controls_key(self, record: ImageRecord, view: View) -> str:
-        if not self.latents.takes_masks and not (self.latents.takes_controls and record.controls):
-            return ""
-        shown = [control.digest for control in record.controls], record.drawn_mask
-        return key_of(FORMAT, self.latents.control_kind, self._latent_key(record, view), *shown)
-
-    def _text_inputs(self, picture: _Picture) -> Mapping[str, Any]:
+    def _text_inputs(self, picture: Picture) -> Mapping[str, Any]:
         """What `TextEncoder.encode` is given beside caption and latent."""
         told = {"view": picture.view} if self.texts.told_crops else {}
-        if not picture.controls:
-            return told
-        if self.store.get(picture.controls) is None:  # it went in the meantime
-            self._encode_control(picture)
-        return {**told, "references": self._controls(picture)}
+        return {**told, "references": self._pictures.references(picture)} if picture.controls else told
 
-    def _text_key(self, picture: _Picture) -> tuple[Any, ...]:
+    def _text_key(self, picture: Picture) -> tuple[Any, ...]:
         """Of `_text_inputs`: its `repr` says all of it."""
         return (picture.view if self.texts.told_crops else None, picture.controls)
 
@@ -204,70 +165,19 @@ class SampleCache:
 
     # Encoding what is missing.
 
-    def _encode_pictures(self, pictures: Sequence[_Picture]) -> dict[str, tuple[int, ...]]:
-        """Shapes of the latents by key."""
-        own = {picture.key: picture for picture in pictures}
-        found = {key: self.store.shape(key, "latent") for key in own}
-        shapes = {key: shape for key, shape in found.items() if shape is not None}
-        missing = [picture for key, picture in own.items() if key not in shapes]
-        waiting, coming = iter(missing), deque[Future[tuple[Tensor, Tensor | None]]]()
-        with ThreadPoolExecutor(_DECODERS, "in-graph-lora decoder") as pool:
-            try:
-                for i, picture in enumerate(missing):
-                    self._progress("encoding pictures", i, len(missing))
-                    for after in itertools.islice(waiting, _AHEAD - len(coming)):
-                        coming.append(pool.submit(pixels, after.record, after.view))
-                    entry = self._encode_picture(picture.record, *coming.popleft().result())
-                    self.store.put(picture.key, entry)
-                    shapes[picture.key] = tuple(entry.tensors["latent"].shape)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-        return shapes
-
-    def _latent(self, picture: _Picture) -> Tensor:
-        """From the store, or encoded anew if it went in the meantime."""
-        entry = self.store.get(picture.key)
-        if entry is None:
-            entry = self._encode_picture(picture.record, *pixels(picture.record, picture.view))
-            self.store.put(picture.key, entry)
-        return entry.tensors["latent"]
-
-    def _encode_picture(self, record: ImageRecord, pixels: Tensor, mask: Tensor | None) -> Entry:
-        latent = self.latents.encode(pixels)
-        if not latent.isfinite().all():
-            raise DatasetError(
-                f"{record.name}: the VAE gives NaN or infinite latents; run the VAE in fp32"
-                " (start ComfyUI with --fp32-vae) or use a VAE that is safe in fp16"
-            )
-        if mask is None:
-            return Entry({"latent": latent})
-        mask = adaptive_avg_pool2d(mask[None], (latent.shape[-2], latent.shape[-1]))  # [1, h, w]
-        return Entry({"latent": latent, "mask": mask.reshape(1, *[1] * (latent.ndim - 3), *mask.shape[-2:])})
-
-    def _encode_controls(self, pictures: Sequence[_Picture]) -> None:
-        own = {p.controls: p for p in pictures if p.controls and not self._has(p.controls)}
-        for i, picture in enumerate(own.values()):
-            self._progress("encoding control pictures", i, len(own))
-            self._encode_control(picture)
-
-    def _encode_control(self, picture: _Picture) -> None:
-        shown, mask = pixels(picture.record, picture.view)
-        controls = self.latents.controls(_control_pictures(picture.record, picture.view, shown, mask))
-        self.store.put(picture.controls, self.latents.pack_controls(controls))
-
     @torch.no_grad()
     def _encode_captions(
-        self, pictures: Sequence[_Picture], texts: Sequence[_Texts], shapes: Mapping[str, tuple[int, ...]]
+        self, pictures: Sequence[Picture], texts: Sequence[_Texts], shapes: Mapping[str, tuple[int, ...]]
     ) -> dict[tuple[str, str], str]:
         """Keys of the conditions by (name of the picture, text). Each text is encoded for all its pictures in
         one go, so that the encoder need not remember it for longer."""
-        by_text: defaultdict[str, dict[str, _Picture]] = defaultdict(dict)
+        by_text: defaultdict[str, dict[str, Picture]] = defaultdict(dict)
         for picture, own in zip(pictures, texts, strict=True):
             for text in own.all:
                 by_text[text][picture.name] = picture
         keys, missing = {}, []
 
-        def find(text: str, picture: _Picture) -> str | None:
+        def find(text: str, picture: Picture) -> str | None:
             own = self._text_key(picture)
             possible = self._condition_keys(text, shapes[picture.key], own, picture.key)
             return next((key for key in possible if self._has(key)), None)
@@ -283,7 +193,7 @@ class SampleCache:
             self._progress("encoding captions", i, len(missing))
             key = find(text, picture)  # another picture may have had the same
             if key is None:
-                latent = self._latent(picture)
+                latent = self._pictures.latent(picture)
                 inputs = self._text_inputs(picture), self._text_key(picture)
                 key = self._encode_text(text, latent, *inputs, picture.key)
             keys[picture.name, text] = key
@@ -331,12 +241,6 @@ class SampleCache:
         if not key:
             return None
         return self._unpackable[key] if key in self._unpackable else self.texts.unpack(self._entry(key))
-
-    def _controls(self, picture: _Picture) -> Controls:
-        if not picture.controls:
-            return None
-        given = _control_pictures(picture.record, picture.view, torch.empty(0), None)
-        return self.latents.unpack_controls(self._entry(picture.controls), given)
 
     def _read(self, sample: StoredSample, which: int, caption: str) -> CachedSample:
         entry = self._entry(sample.latent)
@@ -389,25 +293,4 @@ def _texts(record: ImageRecord, config: TrainConfig, *, live: bool) -> _Texts:
         encoded=() if live else captions.encoded,
         empty=objective.caption_dropout > 0 and not live,
         class_prompt=prior.class_prompt if prior.preserves_output else "",
-    )
-
-
-def _beside(path: Path, view: View) -> Image.Image:
-    """A control picture, mirrored and coloured as the picture that is trained on: they are a pair."""
-    return view.whole(open_image(path))
-
-
-def _control_pictures(
-    record: ImageRecord, view: View, target: Tensor, mask: Tensor | None
-) -> ControlPictures:
-    """mask: the record's own, as the target was cut; without one, that which is drawn for it."""
-    if mask is None and record.drawn_mask is not None:
-        mask = drawn_mask(record.digest, record.drawn_mask, view.size)
-    return ControlPictures(
-        images=[partial(_beside, control.path, view) for control in record.controls],
-        target=target,
-        target_size=view.size,
-        size=record.size,
-        cut=view.of_whole.cut,
-        mask=mask,
     )

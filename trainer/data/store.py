@@ -106,8 +106,11 @@ class Store:
             self._forget(key)
             return None
 
-    def get(self, key: str) -> Entry | None:
-        """None where the entry is missing or damaged: then it has to be made again. From any thread."""
+    def get(self, key: str, *, keep: bool = True) -> Entry | None:
+        """None where the entry is missing or damaged: then it has to be made again. From any thread.
+
+        keep: in memory, among those that were used last.
+        """
         with self._lock:
             if (known := self._unwritten.get(key) or self._recent.get(key)) is not None:
                 if key in self._recent:
@@ -120,7 +123,8 @@ class Store:
         except _UNREADABLE:
             self._forget(key)
             return None
-        self._remember(key, entry)
+        if keep:
+            self._remember(key, entry)
         return entry
 
     def check(self, key: str) -> None:
@@ -254,6 +258,8 @@ def clear(folder: Path) -> tuple[int, int]:
 def _entries(folder: Path) -> Iterator[tuple[Path, int, float]]:
     """(file, bytes, time of last use)"""
     for part in folder.glob("[0-9a-f][0-9a-f]"):
+        if part.is_symlink():
+            continue  # nothing outside of the cache is counted or deleted
         with contextlib.suppress(OSError), os.scandir(part) as files:
             for file in files:
                 if _NAME.fullmatch(file.name):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import comfy.model_management as mm
 import torch
 from torch import Tensor
 
@@ -18,6 +20,9 @@ from .references import ControlEncoder, HostControls
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP, VAE
+
+MOST = 8
+"""Pictures that go through the VAE at once."""
 
 
 class HostLatentEncoder:
@@ -37,11 +42,23 @@ class HostLatentEncoder:
         self.control_kind = self._controls.kind
         self.takes_masks = self._controls.way.masks
 
+    def at_once(self, pixels: Tensor) -> int:
+        """As many as fit into a half of what is free, MOST at most; 1 on the CPU, where little is gained and
+        several threads give other last bits, and for a VAE of videos, which takes pictures for frames."""
+        vae = self.vae
+        if mm.is_device_cpu(vae.device) or vae.latent_dim != 2 or pixels.ndim != 3:
+            return 1
+        height, width, _ = pixels.shape
+        need = max(1, int(vae.memory_used_encode((1, 3, height, width), vae.vae_dtype)))
+        return min(MOST, max(1, int(mm.get_free_memory(vae.device)) // 2 // need))
+
     @torch.no_grad()
-    def encode(self, pixels: Tensor) -> Tensor:
-        latent = self.vae.encode(pixels if pixels.ndim == 4 else pixels.unsqueeze(0))
-        latent = self.model.process_latent_in(latent.float())
-        return latent[0].to("cpu", torch.float32, copy=True)
+    def encode(self, pixels: Sequence[Tensor]) -> list[Tensor]:
+        batch = torch.stack([*pixels])
+        if batch.ndim == 5:
+            (batch,) = batch  # ComfyUI takes frames where pictures of a batch would be
+        latents = self.model.process_latent_in(self.vae.encode(batch).float())
+        return [latent.to("cpu", torch.float32, copy=True) for latent in latents]
 
     def controls(self, pictures: ControlPictures) -> HostControls | None:
         return self._controls(pictures)

@@ -96,10 +96,13 @@ class Vae(nn.Module):
         self.net = nn.Conv2d(3, 4, 8, stride=8)
         self.encoded = 0
 
+    def at_once(self, pixels: Tensor) -> int:
+        return 1
+
     @torch.no_grad()
-    def encode(self, pixels: Tensor) -> Tensor:
-        self.encoded += 1
-        return self.net(pixels.movedim(-1, 0)[None])[0]
+    def encode(self, pixels: Sequence[Tensor]) -> list[Tensor]:
+        self.encoded += len(pixels)
+        return [self.net(one.movedim(-1, 0)[None])[0] for one in pixels]
 
 
 class Texts:
