@@ -209,6 +209,7 @@ FIGURES = (
         good="lower",
         kind="held-out pictures",
         needs="dataset",
+        shown=False,
     ),
 )
 BY_KEY = {figure.key: figure for figure in FIGURES}
