@@ -12,6 +12,7 @@ from .apply_lora import ApplyLoRA
 from .caption_images import CaptionImages
 from .check_trigger import CheckTrigger
 from .compare_baseline import CompareBaseline
+from .compare_reports import CompareReports
 from .dataset_report import DatasetReport
 from .edit_captions import EditCaptions
 from .evaluate_lora import EvaluateLoRA
@@ -50,6 +51,7 @@ NODES: list[type[io.ComfyNode]] = [
     DatasetReport,
     VideoClips,
     EvaluateLoRA,
+    CompareReports,
 ]
 
 

@@ -175,7 +175,31 @@ class EvaluateLoRA(io.ComfyNode):
                     default=False,
                     advanced=True,
                     optional=True,
-                    tooltip="Show also figures that did not follow the truth in our trial.",
+                    tooltip="Show also figures that did not follow the truth in our trial, and LPIPS.",
+                ),
+                io.Clip.Input(
+                    "question_clip",
+                    optional=True,
+                    tooltip="A text encoder that sees (Qwen3-VL, Gemma 3, …): asked whether the pictures show"
+                    " what the prompts say.",
+                ),
+                io.String.Input(
+                    "questions",
+                    default="",
+                    multiline=True,
+                    advanced=True,
+                    optional=True,
+                    placeholder="hat | is there a hat?",
+                    tooltip="One a line; with `word |` only of prompts with that word. Empty: of each part of"
+                    " the prompt.",
+                ),
+                io.String.Input(
+                    "classifier_folder",
+                    default="",
+                    advanced=True,
+                    optional=True,
+                    tooltip="A transformers image classifier, for the inception score (IS); needs 2,000"
+                    " pictures.",
                 ),
             ],
             outputs=[
@@ -231,12 +255,17 @@ class EvaluateLoRA(io.ComfyNode):
         max_pictures: int = 500,
         fid: bool = False,
         all_figures: bool = False,
+        question_clip: Any = None,
+        questions: str = "",
+        classifier_folder: str = "",
     ) -> io.NodeOutput:
         from ..trainer.evidence.choice import Bounds
+        from ..trainer.evidence.questions import parse
         from ..trainer.evidence.shots import Kind, shots
+        from ..trainer.host.answers import ClipAnswerer
         from ..trainer.host.evidence import Question, evaluate
         from ..trainer.host.evidence_files import chosen_loras, with_held_out, write
-        from ..trainer.host.judges import judge_of
+        from ..trainer.host.judges import FolderClassifier, judge_of
         from ..trainer.pictures.comparison import parse_strengths
         from ..trainer.pictures.drawing import to_pil
 
@@ -265,9 +294,15 @@ class EvaluateLoRA(io.ComfyNode):
             fid=fid,
             all_figures=all_figures,
             trigger=dataset.trigger if dataset is not None else "",
+            asked=parse(lines(readable(questions))),
         )
-        judge = judge_of(clip_vision, Path(judge_folder.strip()) if judge_folder.strip() else None)
-        result = evaluate(model, clip, vae, judge, question, NodeProgress(cls.hidden.unique_id))
+        judge = judge_of(clip_vision, _folder(judge_folder))
+        classes = _folder(classifier_folder)
+        result = evaluate(
+            *(model, clip, vae, judge, question, NodeProgress(cls.hidden.unique_id)),
+            answerer=ClipAnswerer(question_clip) if question_clip is not None else None,
+            classifier=FolderClassifier(classes) if classes is not None else None,
+        )
         text, grid, picture = write(result, folder)
         return io.NodeOutput(
             dict(result.best.load()),
@@ -276,6 +311,10 @@ class EvaluateLoRA(io.ComfyNode):
             text,
             ui={"text": [odd, text] if odd else [text], "images": [output_image(picture)]},
         )
+
+
+def _folder(written: str) -> Path | None:
+    return Path(written.strip()) if written.strip() else None
 
 
 def _run_folder(run: str | None) -> RunFolder | None:

@@ -20,6 +20,7 @@ const VIEWS = {
   CaptionImages: textView,
   CheckTrigger: markdownView,
   CompareBaseline: compareView,
+  CompareReports: markdownView,
   DatasetReport: markdownView,
   EditCaptions: textView,
   EvaluateLoRA: markdownView,

@@ -12,17 +12,21 @@ import pytest
 import torch
 
 from in_graph_lora.nodes.compare_baseline import CompareBaseline
+from in_graph_lora.nodes.compare_reports import CompareReports
 from in_graph_lora.nodes.evaluate_lora import EvaluateLoRA
 from in_graph_lora.trainer.config import SaveConfig, ValidationConfig
 from in_graph_lora.trainer.data.records import Dataset
 from in_graph_lora.trainer.data.scan import scan_folder
-from in_graph_lora.trainer.errors import ConfigError
+from in_graph_lora.trainer.errors import ConfigError, ModelError
 from in_graph_lora.trainer.files import sha256
 from in_graph_lora.trainer.host import evidence, paths
+from in_graph_lora.trainer.host.captioning import ClipCaptioner
+from in_graph_lora.trainer.host.encode import HostLatentEncoder
 from in_graph_lora.trainer.runs.result import Result
 
 from .loaded import Loaded, train, weight_hash, write_pictures
-from .test_judges import clip_vision
+from .test_captioning import qwen, small_vision  # noqa: F401 (fixtures)
+from .test_judges import clip_vision, vit
 
 HELD_OUT, STEPS = 2, 4
 PROMPTS = {"prompts": "aawxbc figurine", "class_prompts": "a figurine", "unrelated_prompts": "a lake"}
@@ -245,3 +249,111 @@ def test_a_run_without_checkpoints_is_named(loaded, output):
             evaluate(loaded, run="empty/20260101-000000")
     finally:
         (empty / "run.json").unlink()
+
+
+def test_held_out_pictures_are_encoded_once_and_kept(loaded, dataset, result, monkeypatch):
+    asked = dict(lora=result.lora, dataset=dataset, held_out=HELD_OUT)
+    evaluate(loaded, **asked)
+    monkeypatch.setattr(HostLatentEncoder, "encode", lambda *_: pytest.fail("encoded again"))
+    evaluate(loaded, **asked)
+
+
+# What is measured when it is asked for.
+
+
+def test_a_text_encoder_that_sees_is_asked_about_each_picture_with_the_trigger(
+    loaded,
+    result,
+    output,
+    pictures,
+    qwen,  # noqa: F811
+    monkeypatch,
+):
+    said, seen = {"is it red?": "Yes.", "a lake?": "No"}, []
+    written = ClipCaptioner.answer
+
+    def answer(self: Any, picture: Any, question: str, seed: int = 0) -> str:
+        seen.append((len(pictures), question))
+        assert isinstance(written(self, picture, question, seed), str)  # the real network answers, at random
+        return said.get(question.removesuffix(" Answer with yes or no."), "who knows")
+
+    monkeypatch.setattr(ClipCaptioner, "answer", answer)
+    asked = dict(
+        lora=result.lora, question_clip=qwen, seed=21,
+        questions="is it red?\nfigurine | a lake?\nwhat?\nlake | is it wet?",
+    )  # fmt: skip
+    text = evaluate(loaded, **asked)[3]
+    assert [drawn for drawn, _ in seen] == [12] * (2 * 2 * 3), "after the last picture"
+    assert "| questions answered with yes |" in text
+    figures = last_report(output)["columns"][1]["figures"]
+    assert figures["answers"]["values"] == pytest.approx([1 / 3, 1 / 3])
+    assert figures["unclear"]["values"] == pytest.approx([1 / 3, 1 / 3])
+    evaluate(loaded, **asked)
+    assert len(seen) == 12, "answers are kept"
+
+
+def test_an_untrained_model_answers_in_words_that_are_counted(loaded, result, output, qwen):  # noqa: F811
+    evaluate(loaded, lora=result.lora, question_clip=qwen, images_per_prompt=1, seed=22)
+    figures = last_report(output)["columns"][1]["figures"]
+    assert 0 <= figures["answers"]["value"] <= 1 - figures["unclear"]["value"]
+
+
+def test_a_text_encoder_that_cannot_answer_is_refused_before_anything_is_drawn(loaded, result, pictures):
+    with pytest.raises(ModelError, match="clip: the text encoder .*Qwen3-VL"):
+        evaluate(loaded, lora=result.lora, question_clip=loaded.clip, seed=23)
+    assert not pictures
+    told = evaluate(loaded, lora=result.lora, questions="is it red?")[3]
+    assert "questions are not asked: connect a text encoder that sees to question_clip" in told
+
+
+def test_fid_and_is_are_measured_when_asked_with_a_warning_for_few_pictures(loaded, result, output, tmp_path):
+    pytest.importorskip("torchmetrics")
+    asked = dict(lora=result.lora, clip_vision=clip_vision("dinov2"), fid=True, images_per_prompt=20)
+    told = evaluate(loaded, **asked)[3]
+    assert "FID of 20 pictures says nothing; it needs 2000" in told
+    assert "IS is not measured: it needs a classifier; name a folder" in told
+    told = evaluate(loaded, **asked, classifier_folder=str(vit(tmp_path / "vit", 5)))[3]
+    assert "IS of 20 pictures says nothing; it needs 2000" in told
+    for column in last_report(output)["columns"]:
+        assert 1 <= column["figures"]["is"]["value"] <= 5
+        assert column["figures"]["is"]["pictures"] == 20
+    assert column["figures"]["fid"]["value"] >= 0
+    told = evaluate(loaded, lora=result.lora, classifier_folder=str(tmp_path / "vit"))[3]
+    assert "IS is left out: there are 2 pictures of unrelated prompts" in told
+
+
+def test_two_reports_are_compared_by_a_node(loaded, result, output):
+    for strengths in ("1", "1, 2"):
+        evaluate(loaded, lora=result.lora, strengths=strengths, seed=31, clip_vision=clip_vision("dinov2"))
+    newest, before, *_ = paths.reports()
+    out = CompareReports.execute(before=before, after=newest)
+    text, worse = out.args
+    assert text.startswith("Nothing is worse")
+    assert not worse
+    assert "| lora | drift (" in text or "| lora × 1 | drift (" in text or "| without LoRA | drift (" in text
+    assert out.ui == {"text": [text]}
+    assert CompareReports.fingerprint_inputs(before, newest) != CompareReports.fingerprint_inputs(
+        newest, before
+    )
+
+
+@pytest.mark.parametrize("name", ["../../etc", "evidence/none", "/etc", ""])
+def test_only_reports_of_the_list_are_read(loaded, result, name):
+    evaluate(loaded, lora=result.lora)
+    (newest, *_) = paths.reports()
+    assert "there is no report" in CompareReports.validate_inputs(newest, name)
+    assert CompareReports.validate_inputs(newest, newest) is True
+    with pytest.raises(ConfigError, match="there is no report"):
+        CompareReports.execute(before=newest, after=name)
+
+
+def test_a_report_behind_a_link_is_not_listed(output, tmp_path):
+    there = paths.reports()
+    (tmp_path / "report.json").write_text("{}")
+    link = output / "in-graph-lora" / "evidence" / "linked"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(tmp_path)
+    try:
+        assert paths.reports() == there
+    finally:
+        link.unlink()

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from in_graph_lora.trainer.errors import ModelError
-from in_graph_lora.trainer.host.judges import ClipVisionJudge, FolderJudge, judge_of
+from in_graph_lora.trainer.host.judges import ClipVisionJudge, FolderClassifier, FolderJudge, judge_of
 
 SMALL = {
     "hidden_size": 32,
@@ -124,3 +124,30 @@ def test_a_folder_without_a_model_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="cannot be loaded as a judge"):
         judge_of(None, tmp_path)
+
+
+def vit(folder: Path, classes: int) -> Path:
+    """A tiny random classifier."""
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    labels = {i: f"class {i}" for i in range(classes)}
+    config = ViTConfig(**sizes, image_size=32, patch_size=16, id2label=labels, initializer_range=0.5)
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def test_a_classifier_gives_a_number_for_each_class(tmp_path):
+    classifier = FolderClassifier(vit(tmp_path / "vit", 5))
+    logits = classifier.logits(pictures((64, 64), (80, 40)))
+    assert logits.shape == (2, 5)
+    assert (logits[0] - logits[1]).abs().max() > 1e-3
+
+
+def test_what_is_no_classifier_is_named(folder, tmp_path):
+    with pytest.raises(ModelError, match=r"has no config\.json; .*in classifier_folder"):
+        FolderClassifier(tmp_path)
+    with pytest.raises(ModelError, match="knows one class only"):
+        FolderClassifier(vit(tmp_path / "one", 1))

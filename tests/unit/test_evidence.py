@@ -16,7 +16,7 @@ from PIL import Image
 
 from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.errors import ConfigError, ModelError
-from in_graph_lora.trainer.evidence import regression, spread
+from in_graph_lora.trainer.evidence import perceptual, questions, regression, spread
 from in_graph_lora.trainer.evidence.choice import Bounds, choose
 from in_graph_lora.trainer.evidence.figures import BY_KEY, FIGURES, Measured, bootstrap, change
 from in_graph_lora.trainer.evidence.kept import KeptPictures, tensors_digest
@@ -434,3 +434,108 @@ def test_fid_of_a_set_with_itself_is_0_and_it_has_no_interval():
     assert figures["fid"].value == pytest.approx(0, abs=1e-6)
     assert figures["fid"].interval is None
     assert Measured.from_dict("fid", figures["fid"].to_dict()).value == figures["fid"].value
+
+
+def test_without_torchmetrics_the_missing_package_is_named_with_the_pip_line(monkeypatch):
+    monkeypatch.setattr(spread, "available", lambda: False)
+    assert spread.MISSING.endswith("torchmetrics is missing; pip install -r requirements-evidence.txt")
+    assert perceptual.missing().endswith("torchmetrics is missing; pip install -r requirements-evidence.txt")
+    assert spread.inception_score(torch.zeros(100, 3)) == {}
+    assert "torchmetrics" in (PACK / "requirements-evidence.txt").read_text()
+
+
+def test_the_inception_score_is_the_number_of_classes_that_are_drawn_surely_and_alike_often():
+    pytest.importorskip("torchmetrics")
+    sure = 50 * torch.eye(4).repeat(100, 1)
+    found = spread.inception_score(sure)["is"]
+    assert found.value == pytest.approx(4, abs=0.15)
+    assert found.interval[1] - found.interval[0] < 0.2
+    assert spread.inception_score(torch.zeros(400, 4))["is"].value == pytest.approx(1, abs=1e-6)
+    one_class = torch.tensor([[50.0, 0, 0, 0]]).repeat(400, 1)
+    assert spread.inception_score(one_class)["is"].value == pytest.approx(1, abs=1e-6)
+    assert spread.inception_score(sure[:19]) == {}
+
+
+# LPIPS, whose network is never downloaded.
+
+
+def test_lpips_without_weights_names_the_file_and_its_folder_and_asks_no_network(tmp_path, monkeypatch):
+    pytest.importorskip("torchmetrics")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: pytest.fail("downloads"))
+    told = perceptual.missing()
+    assert "nothing is downloaded; put alexnet-owt-" in told
+    assert str(tmp_path / "checkpoints") in told
+
+
+def test_lpips_finds_pictures_of_one_prompt_alike_or_not(tmp_path, monkeypatch):
+    pytest.importorskip("torchmetrics")
+    models = pytest.importorskip("torchvision").models
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: pytest.fail("downloads"))
+    torch.manual_seed(0)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(models.alexnet(weights=None).state_dict(), perceptual.weights_file())
+    assert perceptual.missing() == ""
+    network = perceptual.Lpips()
+
+    def diversity(pictures: list[Image.Image]) -> Measured:
+        opened = [p.resize((64, 64), Image.Resampling.NEAREST).copy for p in pictures]
+        return network.diversity(SHOTS, opened)["lpips_diversity"]
+
+    rows = [i for i, shot in enumerate(SHOTS) if shot.kind == "class"]
+    alike = list(BASE_PICTURES)
+    for i in rows:
+        alike[i] = painted(3 if SHOTS[i].prompt == "a" else 4)
+    assert diversity(alike).value == pytest.approx(0, abs=1e-6)
+    assert diversity(list(BASE_PICTURES)).value > 0.001
+    assert diversity(list(BASE_PICTURES)).count == len(rows)
+
+
+# Questions.
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("Yes", True),
+        ("yes, there is a hat.", True),
+        ("**No**.", False),
+        ("No, but yes would be nicer", False),
+        ("The answer is yes", True),
+        ("There is no hat.", False),
+        ("I see a hat", None),
+        ("Maybe yes, maybe no", None),
+        ("", None),
+        ("Yesterday", None),
+    ],
+)
+def test_an_answer_is_yes_no_or_unclear(said, answer):
+    assert questions.is_yes(said) is answer
+
+
+def test_without_questions_each_part_of_the_prompt_is_asked_about_without_the_trigger():
+    asked = questions.questions("aawxbc figurine on the beach, holding a cup.", (), "aawxbc")
+    assert asked == [
+        'Does this picture show "figurine on the beach"?',
+        'Does this picture show "holding a cup"?',
+    ]
+    assert questions.questions("aawxbc", (), "aawxbc") == []
+    (shot, *_) = shots({"trigger": ["aawxbc"]}, 0, 1)
+    assert questions.not_asked([shot], (), "aawxbc") == ["no question is about: aawxbc"]
+
+
+def test_a_question_is_asked_of_prompts_with_its_word_only():
+    asked = questions.parse(["hat | is there a hat?", "is it a figurine?"])
+    assert questions.questions("x with a hat", asked) == ["is there a hat?", "is it a figurine?"]
+    assert questions.questions("x in that chat", asked) == ["is it a figurine?"]
+    for line in ("hat |", "| is there a hat?", " | "):
+        with pytest.raises(ConfigError, match="has no question; write like 'is there a hat"):
+            questions.parse([line])
+
+
+def test_the_share_of_yes_and_what_is_unclear_are_counted_apart():
+    found = questions.figures([["yes", "no"], ["yes", "well"], [], ["hm", "hm"]])
+    assert found["answers"].values == [0.5, 0.5, 0.0]
+    assert found["unclear"].values == [0.0, 0.5, 1.0]
+    assert questions.figures([[], []]) == {}

@@ -36,6 +36,8 @@ class Choice:
     column: int | None
     """Index; None where nothing can be said."""
     reason: str
+    figure: str = ""
+    """Key of the figure that decided."""
 
 
 def exceeded(measured: Mapping[str, Measured], bounds: Bounds) -> list[str]:
@@ -68,7 +70,8 @@ def choose(columns: Sequence[Column], bounds: Bounds) -> Choice:
     out = len(loras) - len(within)
     of = f" of the {len(within)} within bounds ({out} are not)" if out else ""
     best_word = "highest" if sign == 1 else "lowest"
-    return Choice(column=best, reason=f"{best_word} {figure.title}{of}: {columns[best][1][key].value:.3f}")
+    reason = f"{best_word} {figure.title}{of}: {columns[best][1][key].value:.3f}"
+    return Choice(column=best, reason=reason, figure=key)
 
 
 def _drift(measured: Mapping[str, Measured]) -> float:

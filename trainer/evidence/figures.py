@@ -20,7 +20,7 @@ from ..rng import stream
 RESAMPLES = 2000
 LEVEL = 0.95
 Good = Literal["higher", "lower"]
-Needs = Literal["pictures", "judge", "text", "torchmetrics", "dataset"]
+Needs = Literal["pictures", "judge", "text", "answers", "torchmetrics", "classifier", "lpips", "dataset"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +62,24 @@ FIGURES = (
         shown=False,
     ),
     Figure(
+        key="answers",
+        title="questions answered with yes",
+        literature="TIFA (Hu et al. 2023), in the words of VQAScore",
+        range="0 to 1",
+        good="higher",
+        kind="trigger",
+        needs="answers",
+    ),
+    Figure(
+        key="unclear",
+        title="questions answered with neither yes nor no",
+        literature="none",
+        range="0 to 1",
+        good="lower",
+        kind="trigger",
+        needs="answers",
+    ),
+    Figure(
         key="diversity",
         title="diversity with the trigger",
         literature="DIV (DreamBooth), by the judge instead of LPIPS",
@@ -79,6 +97,16 @@ FIGURES = (
         good="higher",
         kind="class",
         needs="judge",
+        shown=False,
+    ),
+    Figure(
+        key="lpips_diversity",
+        title="diversity of the class by LPIPS",
+        literature="DIV (DreamBooth), LPIPS (Zhang et al. 2018)",
+        range="0 to about 1",
+        good="higher",
+        kind="class",
+        needs="lpips",
         shown=False,
     ),
     Figure(
@@ -128,6 +156,15 @@ FIGURES = (
         needs="torchmetrics",
     ),
     Figure(
+        key="is",
+        title="inception score",
+        literature="IS (Salimans et al. 2016), the classes of your classifier",
+        range="1 to the number of classes",
+        good="higher",
+        kind="unrelated",
+        needs="classifier",
+    ),
+    Figure(
         key="copies",
         title="near copies of training pictures",
         literature="nearest neighbour in features (memorisation)",
@@ -172,6 +209,7 @@ FIGURES = (
         good="lower",
         kind="held-out pictures",
         needs="dataset",
+        shown=False,
     ),
 )
 BY_KEY = {figure.key: figure for figure in FIGURES}

@@ -30,6 +30,7 @@ table{border-collapse:collapse;font-size:13px}td,th{border:1px solid #d9dee8;pad
 .scroll{overflow-x:auto}.best{background:#eef6ee}.warning{color:#9a3412}figure{
 display:inline-block;margin:0 1em 1em 0}
 figcaption{font-size:13px}pre{background:#f4f6fa;padding:1em;overflow-x:auto;font-size:12px}img{display:block}
+small{display:block;white-space:nowrap;color:#5b6473;font-size:11px}summary{cursor:pointer}
 .pictures td{border:0;font-size:12px;vertical-align:top;max-width:200px}
 """
 
@@ -55,7 +56,8 @@ def page(report: Report, picture: Picture, name: str) -> str:
         "<p>The same prompt and seed in each row.</p>",
         _pictures(report, picture),
         "<h2>Settings</h2>",
-        f"<pre>{escape(settings)}</pre></html>",
+        "<details><summary>All that decides the figures, with hashes</summary>",
+        f"<pre>{escape(settings)}</pre></details></html>",
     ]
     return "\n".join(parts)
 
@@ -69,7 +71,9 @@ def _table(report: Report) -> str:
         text = "".join(f"<td>{escape(c)}</td>" for c in cells)
         for i, (_, findings) in enumerate(report.columns):
             mark = " class=best" if i == chosen else ""
-            text += f"<td{mark}>{escape(cell(findings.figures.get(figure.key)))}</td>"
+            value, _, edges = cell(findings.figures.get(figure.key)).partition(" (")
+            small = f"<small>{escape(edges.removesuffix(')'))}</small>" if edges else ""
+            text += f"<td{mark}>{escape(value)}{small}</td>"
         rows.append(f"<tr>{text}</tr>")
     return f"<div class=scroll><table>{''.join(rows)}</table></div>"
 

@@ -77,6 +77,19 @@ def _difference(label: str, key: str, before: Any, after: Any, paired: bool) -> 
     )
 
 
+def summary(differences: Sequence[Difference]) -> str:
+    """In a sentence: what is worse and what is better by more than its interval."""
+
+    def named(chosen: Sequence[Difference]) -> str:
+        return ", ".join(f"{d.figure.title} ({d.column})" for d in chosen)
+
+    worse, better = [d for d in differences if d.worse], [d for d in differences if d.better]
+    told = [f"**Worse**: {named(worse)}." if worse else "Nothing is worse by more than its interval."]
+    if better:
+        told.append(f"Better: {named(better)}.")
+    return " ".join(told)
+
+
 def markdown(differences: Sequence[Difference]) -> str:
     lines = ["| candidate | figure | before | after | change (95 %) | |", "|---|---|---|---|---|---|"]
     for d in differences:

@@ -34,9 +34,10 @@ class Report:
 
     @property
     def figures(self) -> list[Figure]:
-        """Those that were measured and may be shown."""
+        """Those that were measured and may be shown, among them the one that decided."""
         there = {key for _, findings in self.columns for key in findings.figures}
-        return [f for f in FIGURES if f.key in there and (f.shown or self.all_figures)]
+        decided = self.choice.figure
+        return [f for f in FIGURES if f.key in there and (f.shown or self.all_figures or f.key == decided)]
 
     def warnings(self) -> list[str]:
         """What speaks against the LoRA, and against the figures themselves."""

@@ -20,6 +20,8 @@ FEWEST = 8
 """Pictures in each set for KID: half of them are drawn again and again."""
 ENOUGH_FOR_FID = 2000
 SUBSETS = 200
+SPLITS = 10
+"""Of the inception score, as in the paper."""
 MISSING = "KID and FID are left out: torchmetrics is missing; pip install -r requirements-evidence.txt"
 
 
@@ -37,7 +39,7 @@ class _AsGiven(nn.Module):
 
 
 def figures(base: Sight, own: Sight, *, fid: bool) -> dict[str, Measured]:
-    """Nothing without torchmetrics, or with fewer than FEWEST pictures."""
+    """Of the pictures' features. Nothing without torchmetrics, or with fewer than FEWEST pictures."""
     if not available() or len(base) < FEWEST or base.features is None or own.features is None:
         return {}
     with warnings.catch_warnings():
@@ -77,3 +79,28 @@ def frechet(base: Tensor, own: Tensor) -> tuple[float, float, int]:
     metric.update(base.double(), real=True)
     metric.update(own.double(), real=False)
     return metric.compute().item(), math.nan, len(base)
+
+
+def inception_score(logits: Tensor) -> dict[str, Measured]:
+    """logits: [pictures, classes], of any classifier. Nothing without torchmetrics, or with too few pictures.
+
+    The interval is that of a mean over SPLITS parts.
+    """
+    if not available() or len(logits) < 2 * SPLITS:
+        return {}
+    from torchmetrics.image.inception import InceptionScore
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        metric: Any = InceptionScore(feature=_AsGiven(logits.shape[1]), splits=SPLITS)
+    metric.update(logits.double())
+    with torch.random.fork_rng(devices=[]):  # it shuffles by torch's own generator
+        torch.manual_seed(0)
+        mean, std = metric.compute()
+    half = 1.96 * std.item() / SPLITS**0.5
+    return {"is": Measured(figure=BY_KEY["is"], whole=(mean.item(), half, len(logits)))}
+
+
+def few(count: int) -> str:
+    """What is said of so many pictures, where that is too few."""
+    return f" of {count} pictures says nothing; it needs {ENOUGH_FOR_FID}" if count < ENOUGH_FOR_FID else ""

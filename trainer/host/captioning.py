@@ -62,12 +62,12 @@ class ClipCaptioner:
         check_captions(clip)
 
     def caption(self, pictures: Sequence[Image.Image], seed: int) -> list[str]:
-        return [self._one(picture, seed) for picture in pictures]
+        return [self.answer(picture, self._request.question, seed) for picture in pictures]
 
-    def _one(self, picture: Image.Image, seed: int) -> str:
+    def answer(self, picture: Image.Image, question: str, seed: int = 0) -> str:
         check_interrupt()
         image = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255.0).unsqueeze(0)
-        tokens = _tokens(self._reader, self._request.question, image, **self._template)
+        tokens = _tokens(self._reader, question, image, **self._template)
         draws = self._request.draws
         drawing = {"temperature": self._request.temperature, "seed": seed, **_DRAWING} if draws else {}
         ids = self._clip.generate(tokens, do_sample=draws, max_length=self._request.max_length, **drawing)

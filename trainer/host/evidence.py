@@ -19,10 +19,6 @@ from PIL import Image
 from torch import Tensor
 
 from ... import __version__
-from ..adapters.names import is_text_encoder
-from ..config import TrainConfig
-from ..data.batches import CachedSample
-from ..data.cache import SampleCache
 from ..data.records import Dataset
 from ..errors import ConfigError
 from ..evidence import spread
@@ -31,18 +27,18 @@ from ..evidence.figures import BY_KEY, Measured
 from ..evidence.kept import KeptPictures
 from ..evidence.known import gather
 from ..evidence.measure import Findings, measure
+from ..evidence.questions import Answerer, Asked
 from ..evidence.report import Report
 from ..evidence.shots import BASE, Candidate, Shot, check_budget
 from ..evidence.sight import Judge, Sight, look
 from ..pictures.drawing import to_pil
-from ..runs.validation import level_losses
 from . import paths
-from .conditioning import HostTextEncoder
 from .digest import digest
-from .encode import HostLatentEncoder, pixel_step
+from .held_out import HeldOut
 from .identity import clip_fingerprint, model_fingerprint, vae_fingerprint
+from .judges import FolderClassifier
 from .lora import apply_lora
-from .model import borrowed
+from .more_figures import more_figures
 from .progress import check_interrupt
 from .sample import SampleSettings, encode_prompt, sample_image
 
@@ -85,6 +81,8 @@ class Question:
     fid: bool = False
     all_figures: bool = False
     trigger: str = ""
+    asked: Asked = ()
+    """Questions; empty: of the prompts' parts."""
 
     def candidates(self) -> dict[Candidate, NamedLora | None]:
         """The base first. Raises ConfigError without a LoRA or a strength."""
@@ -115,7 +113,15 @@ class Evaluated:
 
 
 def evaluate(
-    model: ModelPatcher, clip: CLIP, vae: VAE, judge: Judge | None, question: Question, progress: Progress
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    judge: Judge | None,
+    question: Question,
+    progress: Progress,
+    *,
+    answerer: Answerer | None = None,
+    classifier: FolderClassifier | None = None,
 ) -> Evaluated:
     """Models come back untouched. ComfyUI's interrupt is raised as it is; what was drawn stays on disk."""
     candidates = question.candidates()
@@ -132,28 +138,38 @@ def evaluate(
     )
     notes += more
 
+    def opened(candidate: Candidate) -> list[Callable[[], Image.Image]]:
+        return [partial(kept.open, candidate, shot) for shot in question.shots]
+
     def seen(candidate: Candidate) -> Sight:
-        opened = [partial(kept.open, candidate, shot) for shot in question.shots]
-        return look(
-            judge,
-            opened,
-            f"the pictures of {candidate.label}",
-            _told(progress, f"looking at {candidate.label}"),
-        )
+        told = _told(progress, f"looking at {candidate.label}")
+        return look(judge, opened(candidate), f"the pictures of {candidate.label}", told)
 
     base = seen(BASE)
-    columns: list[tuple[Candidate, Findings]] = []
+    measured: dict[Candidate, Findings] = {}
     for candidate in candidates:
         own = base if candidate.is_base else seen(candidate)
-        found = measure(question.shots, base, own, known, fid=question.fid)
-        if candidate in losses:
-            found = replace(found, figures={**found.figures, "loss": losses[candidate]})
-        columns.append((candidate, found))
+        measured[candidate] = measure(question.shots, base, own, known, fid=question.fid)
+    others, more = more_figures(
+        question.shots,
+        {candidate: opened(candidate) for candidate in candidates},
+        asked=question.asked,
+        trigger=question.trigger,
+        answerer=answerer,
+        classifier=classifier,
+        lpips=question.all_figures,
+        told=lambda what: _told(progress, what),
+    )
+    notes += more
+    columns = [
+        (candidate, replace(found, figures={**found.figures, **others[candidate], **losses[candidate]}))
+        for candidate, found in measured.items()
+    ]
     notes += _not_asked(question.shots)
     if judge is not None and not spread.available():
         notes.append(spread.MISSING)
     if question.fid:
-        notes.append(_on_fid(question.shots))
+        notes += _on_fid(question.shots, classifier is not None)
     choice = choose([(candidate, found.figures) for candidate, found in columns], question.bounds)
     report = Report(
         shots=question.shots,
@@ -161,7 +177,12 @@ def evaluate(
         choice=choice,
         bounds=question.bounds,
         judge=f"{judge.name} {judge.digest}" if judge is not None else "",
-        settings=_settings(question, decisive, judge),
+        settings={
+            **_settings(question, decisive, judge),
+            "answers": _named(answerer),
+            "questions": [" | ".join(filter(None, line)) for line in question.asked],
+            "classifier": _named(classifier),
+        },
         notes=notes,
         all_figures=question.all_figures,
         unseen=known.unseen if known.references is not None else None,
@@ -208,11 +229,15 @@ def _settings(question: Question, decisive: Mapping[str, Any], judge: Judge | No
         "created": datetime.now().isoformat(timespec="seconds"),
         "strengths": list(question.strengths),
         "loras": [{"name": lora.name, "step": lora.step, "sha256": lora.digest} for lora in question.loras],
-        "judge": {"name": judge.name, "digest": judge.digest} if judge is not None else None,
+        "judge": _named(judge),
         "dataset": dataset.digest if dataset is not None else None,
         "references": [sha256(picture.tobytes()).hexdigest() for picture in question.references],
         "seeds": sorted({shot.seed for shot in question.shots}),
     }
+
+
+def _named(model: Judge | Answerer | FolderClassifier | None) -> dict[str, str] | None:
+    return {"name": model.name, "digest": model.digest} if model is not None else None
 
 
 def _draw(
@@ -263,17 +288,15 @@ def _not_asked(shots: Sequence[Shot]) -> list[str]:
     return [text for kind, text in missing.items() if kind not in kinds]
 
 
-def _on_fid(shots: Sequence[Shot]) -> str:
+def _on_fid(shots: Sequence[Shot], classified: bool) -> list[str]:
     n = sum(shot.kind == "unrelated" for shot in shots)
-    few = (
-        f" of {n} pictures says nothing; it needs {spread.ENOUGH_FOR_FID}"
-        if n < spread.ENOUGH_FOR_FID
-        else ""
-    )
-    return (
-        f"FID{few or ' is over the unrelated prompts'}. IS is not measured: it needs a classifier, and"
-        " no judge here is one"
-    )
+    notes = [f"FID{spread.few(n) or ' is over the unrelated prompts'}"]
+    if not classified:
+        notes.append(
+            "IS is not measured: it needs a classifier; name a folder of a transformers image classifier in"
+            " classifier_folder"
+        )
+    return notes
 
 
 def _losses(
@@ -283,46 +306,16 @@ def _losses(
     candidates: Mapping[Candidate, NamedLora | None],
     question: Question,
     progress: Progress,
-) -> dict[Candidate, Measured]:
+) -> dict[Candidate, dict[str, Measured]]:
     """The held-out loss of each candidate; nothing without held-out pictures."""
-    if question.dataset is None:
-        return {}
-    held_out = [r for r in question.dataset.records if r.role == "validation"]
-    if not held_out:
-        return {}
-    texts = HostTextEncoder(clip, model)
-    with torch.inference_mode(False):
-        cache = SampleCache(
-            latents=HostLatentEncoder(vae, model),
-            texts=texts,
-            step=pixel_step(vae, model),
-            emit=lambda event: None,
-            check_interrupt=check_interrupt,
-        )
-        dataset = question.dataset.with_records(r.with_caption(texts.fitted(r.caption)) for r in held_out)
-        samples = [s.load() for s in cache.build(dataset, TrainConfig()).validation_samples]
-        found = {}
-        for candidate, lora in candidates.items():
-            _told(progress, f"held-out loss of {candidate.label}, picture")(0, len(samples))
-            levels = _levels(model, clip, candidate, lora, samples)
-            found[candidate] = Measured(
-                figure=BY_KEY["loss"], values=levels.mean(1).tolist(), levels=levels.mean(0).tolist()
-            )
+    dataset = question.dataset
+    if dataset is None or not any(r.role == "validation" for r in dataset.records):
+        return {candidate: {} for candidate in candidates}
+    held_out = HeldOut(model, clip, vae, dataset)
+    found = {}
+    for candidate, lora in candidates.items():
+        _told(progress, f"held-out loss of {candidate.label}, picture")(0, len(held_out))
+        levels = held_out.levels(lora.load if lora is not None else None, candidate.strength)
+        loss = Measured(figure=BY_KEY["loss"], values=levels.mean(1).tolist(), levels=levels.mean(0).tolist())
+        found[candidate] = {"loss": loss}
     return found
-
-
-def _levels(
-    model: ModelPatcher,
-    clip: CLIP,
-    candidate: Candidate,
-    lora: NamedLora | None,
-    samples: Sequence[CachedSample],
-) -> Tensor:
-    if lora is not None:
-        tensors = lora.load()
-        model, patched = apply_lora(model, clip, tensors, candidate.strength, candidate.strength)
-        if patched is not None and any(map(is_text_encoder, tensors)):
-            texts = HostTextEncoder(patched, model)
-            samples = [replace(s, conditioning=texts.encode(s.caption, s.latent)) for s in samples]
-    with borrowed(model) as denoiser:
-        return level_losses(denoiser, samples, seed=0, batch_size=1)

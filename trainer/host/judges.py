@@ -69,34 +69,77 @@ class ClipVisionJudge:
         return comfy.clip_model.clip_preprocess(image, size=own.image_size, crop=True, **look).float()
 
 
-class FolderJudge:
-    """A model of transformers in a folder: with text where it has get_text_features (CLIP, SigLIP)."""
+class _Folder:
+    """A model of transformers in a folder, which ComfyUI does not manage."""
 
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+    def __init__(self, folder: Path, kind: str, socket: str) -> None:
+        """kind: the Auto class. socket: the input that names the folder. Raises ModelError."""
+        import transformers
 
         if not (folder / "config.json").is_file():
             raise ModelError(
-                f"{folder} has no config.json; name a folder of a transformers model in judge_folder"
+                f"{folder} has no config.json; name a folder of a transformers model in {socket}"
             )
         self.name = folder.name
-        offline: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        self.offline: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            self._model: Any = AutoModel.from_pretrained(folder, use_safetensors=True, **offline).eval()
-            self._processor: Any = AutoImageProcessor.from_pretrained(folder, **offline)
-            self.reads = hasattr(self._model, "get_text_features")
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, **offline) if self.reads else None
+            made = getattr(transformers, kind)
+            self.model: Any = made.from_pretrained(folder, use_safetensors=True, **self.offline).eval()
+            self.processor: Any = transformers.AutoImageProcessor.from_pretrained(folder, **self.offline)
         except (OSError, ValueError, ImportError) as error:
             raise ModelError(
-                f"{folder} cannot be loaded as a judge ({error}); choose another folder"
+                f"{folder} cannot be loaded as a judge ({error}); choose another folder for {socket}"
             ) from error
-        self.digest = digest(self._model)[0][:16]
+        self.digest = digest(self.model)[0][:16]
+
+    def on_device(self) -> Any:
+        device = mm.text_encoder_device()
+        if self.model.device != device:
+            mm.free_memory(sum(p.nbytes for p in self.model.parameters()), device)
+            self.model.to(device)
+        return self.model
+
+    def pixels(self, pictures: Sequence[Image.Image]) -> Any:
+        own = self.processor(images=[p.convert("RGB") for p in pictures], return_tensors="pt")
+        return own.to(self.model.device)
+
+
+class FolderClassifier(_Folder):
+    """Of which class is a picture? For the inception score."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "AutoModelForImageClassification", "classifier_folder")
+        if self.model.config.num_labels < 2:
+            raise ModelError(f"{self.name} knows one class only; name another folder in classifier_folder")
+
+    @torch.inference_mode()
+    def logits(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """[N, classes] fp32 on the CPU."""
+        model = self.on_device()
+        return model(**self.pixels(pictures)).logits.float().cpu()
+
+
+class FolderJudge(_Folder):
+    """With text where it has get_text_features (CLIP, SigLIP)."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "AutoModel", "judge_folder")
+        from transformers import AutoTokenizer
+
+        self.reads = hasattr(self.model, "get_text_features")
+        try:
+            self._tokenizer: Any = (
+                AutoTokenizer.from_pretrained(folder, **self.offline) if self.reads else None
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise ModelError(
+                f"{folder} cannot be loaded as a judge ({error}); choose another folder for judge_folder"
+            ) from error
 
     @torch.inference_mode()
     def see(self, pictures: Sequence[Image.Image]) -> Tensor:
-        model = self._on_device()
-        pixels = self._processor(images=[p.convert("RGB") for p in pictures], return_tensors="pt")
-        pixels = pixels.to(model.device)
+        model = self.on_device()
+        pixels = self.pixels(pictures)
         found = (
             model.get_image_features(**pixels) if hasattr(model, "get_image_features") else model(**pixels)
         )
@@ -108,19 +151,12 @@ class FolderJudge:
             raise ModelError(
                 f"{self.name} has no text encoder; name a folder of CLIP or SigLIP in judge_folder"
             )
-        model = self._on_device()
+        model = self.on_device()
         length = getattr(model.config.text_config, "max_position_embeddings", 77)
         tokens = self._tokenizer(
             list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
         return _pooled(model.get_text_features(**tokens.to(model.device))).float().cpu()
-
-    def _on_device(self) -> Any:
-        device = mm.text_encoder_device()
-        if self._model.device != device:
-            mm.free_memory(sum(p.nbytes for p in self._model.parameters()), device)
-            self._model.to(device)
-        return self._model
 
 
 def _pooled(found: Any) -> Tensor:

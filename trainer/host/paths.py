@@ -6,7 +6,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..errors import LoraFileError
+from ..errors import ConfigError, LoraFileError
 from ..runs.listing import Runs
 
 RUNS = "in-graph-lora"
@@ -58,6 +58,25 @@ def unpacked_directory() -> Path:
 def evidence_directory() -> Path:
     """Pictures that Evaluate LoRA has drawn, and reports on LoRAs that are of no run."""
     return output_directory() / RUNS / "evidence"
+
+
+def reports() -> list[str]:
+    """Folders below `output/in-graph-lora` with a report of Evaluate LoRA, the newest first. None is behind a
+    link."""
+    root = output_directory() / RUNS
+    found = [*root.glob("evidence/*/report.json"), *root.glob("*/*/evidence/*/report.json")]
+    own = [
+        path for path in found if path.is_file() and path.resolve() == root.resolve() / path.relative_to(root)
+    ]
+    own.sort(key=lambda path: (path.stat().st_mtime_ns, path.as_posix()), reverse=True)
+    return [path.parent.relative_to(root).as_posix() for path in own]
+
+
+def report_path(name: str) -> Path:
+    """The file behind a name of `reports`; any other name is refused."""
+    if name not in reports():
+        raise ConfigError(f"there is no report {name[:80]!r}; refresh the page and choose again")
+    return output_directory() / RUNS / name / "report.json"
 
 
 def comfyui_version() -> str:

@@ -2,16 +2,18 @@
 
     python -m workbench.miniature.spoiled FOLDER --comfyui FOLDER
 
-writes FOLDER/<name>.safetensors and the pictures that each LoRA draws, FOLDER/<name>/00.png, …. What is there
-is passed over. Some ten minutes on one core.
+writes FOLDER/<name>.safetensors, the pictures that each LoRA draws, FOLDER/<name>/00.png, …, and its held-out
+loss, FOLDER/<name>.json. What is there is passed over. Some ten minutes on one core.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,6 +23,7 @@ from .. import ROOT
 STEPS, RATE, RANK, BATCH, EVERY = 200, 3e-3, 16, 2, 20
 PICTURES, CLASS_PICTURES = 15, 30
 FEW_PICTURES, MANY_STEPS = 5, 400
+HELD_OUT = 10
 SAMPLING_STEPS = 10
 WORK = ROOT / ".cache" / "spoiled"
 
@@ -37,21 +40,63 @@ TITLES = {
     "too-many": f"{MANY_STEPS} steps on {FEW_PICTURES} pictures, no class pictures",
     "swapped": "captions swapped",
     "rate": "a rate ten times too high",
+    "fifth": "the good one at a fifth of the steps",
+    "third": "at three tenths",
+    "no-class-half": "no class pictures, half of the steps",
+    "five-early": f"100 steps on {FEW_PICTURES} pictures, no class pictures",
+    "five-half": f"200 steps on {FEW_PICTURES} pictures, no class pictures",
+    "swapped-half": "captions swapped, half of the steps",
+    "rate-early": "a rate ten times too high, a tenth of the steps",
+    "rate-half": "a rate ten times too high, half of the steps",
 }
-SNAPSHOTS = {STEPS // 10: "too-few", STEPS // 2: "half"}
-"""Of the good run."""
+SNAPSHOTS = {
+    "too-few": ("good", STEPS // 10),
+    "half": ("good", STEPS // 2),
+    "fifth": ("good", STEPS // 5),
+    "third": ("good", 3 * STEPS // 10),
+    "no-class-half": ("no-class", STEPS // 2),
+    "five-early": ("too-many", 100),
+    "five-half": ("too-many", 200),
+    "swapped-half": ("swapped", STEPS // 2),
+    "rate-early": ("rate", STEPS // 10),
+    "rate-half": ("rate", STEPS // 2),
+}
+"""Name → the run that it is a checkpoint of, and the step."""
+OF_FIVE = ("too-many", "five-early", "five-half")
 
 
 def make(loaded: Loaded, name: str, work: Path) -> None:
-    """Trains the LoRA, if it is missing, and draws its pictures, if they are."""
+    """Trains the LoRA, draws its pictures and measures its held-out loss: what of these is missing."""
     from . import experiment
 
-    path = work / f"{name}.safetensors"
-    if name != "base" and not path.exists():
+    path, loss = work / f"{name}.safetensors", work / f"{name}.json"
+    if name in SNAPSHOTS and not path.exists():
+        run, step = SNAPSHOTS[name]
+        (found,) = work.rglob(f"{run}/*/checkpoints/step_{step:06}.safetensors")
+        shutil.copy(found, path)
+    elif name != "base" and not path.exists():
         train(loaded, name, work)
     if not (work / name).exists():
         model = loaded[0] if name == "base" else experiment.with_ours(loaded, load(path))[0]
         draw((model, *loaded[1:]), work / name)  # no LoRA of these touches the text encoder
+    if not loss.exists():
+        lora = None if name == "base" else partial(load, path)
+        values = held_out(loaded, work).levels(lora, 1.0).mean(1).tolist()
+        loss.write_text(json.dumps({"held_out_loss": values}) + "\n", encoding="utf-8")
+
+
+def held_out(loaded: Loaded, work: Path) -> Any:
+    """Pictures of the subject that no LoRA was trained on."""
+    from in_graph_lora.trainer.data.scan import scan_folder
+    from in_graph_lora.trainer.host.held_out import HeldOut
+
+    from . import subject
+
+    folder = work / "base-folder" / "held-out"
+    if not folder.exists():
+        subject.write(subject.subject_pictures(PICTURES, seed=1)[:HELD_OUT], folder)
+    dataset = scan_folder(folder, resolution=128)
+    return HeldOut(*loaded, dataset.with_records(r.with_role("validation") for r in dataset.records))
 
 
 def train(loaded: Loaded, name: str, work: Path) -> None:
@@ -72,6 +117,8 @@ def train(loaded: Loaded, name: str, work: Path) -> None:
         "rate": (pictures, classes, 10 * RATE, STEPS),
     }
     folder, extra, rate, steps = chosen[name]
+    # New each time, so that a checkpoint is found in one run only.
+    shutil.rmtree(work / "base-folder" / "output" / "in-graph-lora" / name, ignore_errors=True)
     lora = experiment.train_ours(
         loaded,
         folder,
@@ -83,10 +130,6 @@ def train(loaded: Loaded, name: str, work: Path) -> None:
         optimizer=OptimizerConfig(learning_rate=rate),
         save=SaveConfig(every=EVERY),
     )
-    if name == "good":
-        for step, other in SNAPSHOTS.items():
-            (found,) = work.rglob(f"step_{step:06}.safetensors")
-            shutil.copy(found, work / f"{other}.safetensors")
     save(lora, work / f"{name}.safetensors")
 
 

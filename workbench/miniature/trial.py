@@ -52,6 +52,7 @@ FOLLOWS = {
     "pixel_copies": "copies",
     "pixel_drift": "drift",
     "pixel_diversity": "class_diversity",
+    "loss": "missing",
 }
 """Figure → the truth that it has to follow."""
 
@@ -96,7 +97,7 @@ def trained(count: int = spoiled.PICTURES) -> list[Image.Image]:
 @cache
 def references() -> list[Image.Image]:
     """Of the subject, never trained on."""
-    return [picture for picture, _ in subject.subject_pictures(spoiled.PICTURES, seed=1)][:10]
+    return [picture for picture, _ in subject.subject_pictures(spoiled.PICTURES, seed=1)][: spoiled.HELD_OUT]
 
 
 # Drawn sets.
@@ -238,6 +239,7 @@ def truth_of(pictures: Sequence[Image.Image]) -> dict[str, float]:
     total = sum(colours.values())
     return {
         "subject": share("trigger", is_subject),
+        "missing": 1 - share("trigger", is_subject),
         "prompt": share("trigger", lambda o, s: s["place"] == o.scene.place) / 2
         + share("trigger", lambda o, s: s["held"] == o.scene.held) / 2,
         "class_diversity": sum(n / total * math.log(total / n) for n in colours.values()),
@@ -342,10 +344,11 @@ def spoiled_trial(folder: Path) -> dict[str, Any]:
     rows = {}
     for name in [name for name in spoiled.TITLES if (folder / name).is_dir()]:
         own = pictures(name)
-        count = spoiled.FEW_PICTURES if name == "too-many" else spoiled.PICTURES
+        count = spoiled.FEW_PICTURES if name in spoiled.OF_FIVE else spoiled.PICTURES
+        losses = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["held_out_loss"]
         rows[name] = {
             "title": spoiled.TITLES[name],
-            "figures": figures(own, pictures("base"), count=count),
+            "figures": {**figures(own, pictures("base"), count=count), "loss": sum(losses) / len(losses)},
             "truth": truth_of(own),
         }
     return {"rows": rows, "ranked": ranked(rows)}
