@@ -69,10 +69,13 @@ def test_the_time_of_all_layers_counts_together() -> None:
         Expression(BACKTRACKING[1], "targets").found_in(name)
         return time.perf_counter() - started
 
-    name = next("a" * n for n in range(5, 13) if seconds("a" * n) > MAX_SECONDS / 100)
+    def quickest(name: str) -> float:  # what else the machine does only adds to it
+        return min(seconds(name) for _ in range(5))
+
+    name = next("a" * n for n in range(5, 13) if quickest("a" * n) > MAX_SECONDS / 100)
     expression = Expression(BACKTRACKING[1], "targets")
     with pytest.raises(ConfigError, match="takes more than"):
-        any(expression.found_in(name) for _ in range(1000))
+        any(expression.found_in(name) for _ in range(10_000))
 
 
 @pytest.mark.parametrize(
