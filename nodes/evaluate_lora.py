@@ -28,6 +28,7 @@ class EvaluateLoRA(io.ComfyNode):
             node_id="EvaluateLoRA",
             display_name="Evaluate LoRA",
             category=CATEGORY,
+            is_output_node=True,
             description="Is the subject learned, what did the model forget, which step and strength are best?"
             " Figures with intervals.",
             search_aliases=["quality", "clip score", "dino", "kid", "fid", "overfitting", "best checkpoint"],

@@ -11,7 +11,7 @@ from workbench.client import Client
 CATEGORY = "In-Graph LoRA"
 SHOWS_ALONE = {
     "LoadDataset", "JoinDatasets", "CaptionImages", "EditCaptions", "DatasetReport", "CheckTrigger",
-    "PlanTraining", "TrainLoRA", "CompareBaseline",
+    "PlanTraining", "TrainLoRA", "CompareBaseline", "EvaluateLoRA", "CompareReports",
 }  # fmt: skip
 
 

@@ -51,8 +51,8 @@ def test_nodes_panels_and_sentences_are_chinese_with_comfyui(
     open_prompt(canvas, prompt, "words")
 
     titles = canvas.evaluate(TITLES)
-    assert titles["TrainLoRA"] == "训练 LoRA"
-    assert titles["LoadDataset"] == "加载数据集"
+    assert titles["TrainLoRA"] == "训练 LoRA（In-Graph）"  # ComfyUI has a 训练 LoRA
+    assert titles["LoadDataset"] == "加载数据集（In-Graph）"
     labels = canvas.evaluate(LABELS)
     for name in ("steps", "learning_rate", "batch_size"):
         assert labels[name] == zh["TrainLoRA"]["inputs"][name]["name"], name

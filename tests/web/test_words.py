@@ -208,7 +208,13 @@ def test_every_input_and_output_has_a_chinese_name_and_tooltip(node_id):
 @pytest.mark.parametrize("node_id", CONTRACT)
 def test_the_chinese_title_is_that_of_the_help_page(node_id):
     title = (WEB / "docs" / node_id / "zh.md").read_text(encoding="utf-8").splitlines()[0]
-    assert title.startswith(f"# {ZH[node_id]['display_name']}（")
+    assert title.startswith(f"# {ZH[node_id]['display_name'].removesuffix('（In-Graph）')}（")
+
+
+def test_what_comfyui_has_too_says_whose_it_is():
+    """As the English names: ComfyUI's Chinese has a 训练 LoRA of its own."""
+    marked = {node_id for node_id, node in ZH.items() if node["display_name"].endswith("（In-Graph）")}
+    assert marked == {"TrainLoRA", "ApplyLoRA", "LoadDataset"}
 
 
 def test_vue_i18n_finds_no_syntax_of_its_own_in_the_chinese_texts():
