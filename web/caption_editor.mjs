@@ -49,7 +49,7 @@ class CaptionEditor {
     this.matches = make("span", { className: "igl-about", role: "status" });
     this.said = make("span", { className: "igl-about igl-saved", role: "status" });
     this.problem = make("div", { className: "igl-said", role: "alert" });
-    this.tags = make("div", { className: "igl-tags", role: "listbox", "aria-label": t("Tags") });
+    this.tags = make("div", { className: "igl-tags", role: "group", "aria-label": t("Tags") });
     this.element = make(
       "div",
       { className: "igl-captions", onkeydown: (event) => this.onKey(event) },
@@ -113,9 +113,19 @@ class CaptionEditor {
       ...all.slice(0, MOST_TAGS).map(([tag, count]) =>
         make(
           "div",
-          { className: "igl-tag", role: "option", "aria-selected": String(tag === this.tag) },
-          make("button", { textContent: `${tag} ${count}`, title: t("Show only the pictures that have it"), onclick: () => this.filter(tag) }),
-          make("button", { textContent: "✕", title: t("Remove '{tag}' from all captions", { tag }), onclick: () => this.removeTag(tag) }),
+          { className: "igl-tag" },
+          make("button", {
+            textContent: `${tag} ${count}`,
+            title: t("Show only the pictures that have it"),
+            "aria-pressed": String(tag === this.tag),
+            onclick: () => this.filter(tag),
+          }),
+          make("button", {
+            textContent: "✕",
+            title: t("Remove '{tag}' from all captions", { tag }),
+            "aria-label": t("Remove '{tag}' from all captions", { tag }),
+            onclick: () => this.removeTag(tag),
+          }),
         ),
       ),
     );
