@@ -14,6 +14,8 @@ from workbench.dev.server import Server
 from workbench.workflow import override, to_prompt
 
 from ..clips import write_clip
+from .test_crash import PREVIEW
+from .test_training import graph, pictures  # noqa: F401 - a fixture
 
 Json = dict[str, Any]
 
@@ -140,3 +142,32 @@ def test_two_stages_of_wan22_are_a_graph_that_the_server_accepts(server: Server,
     result = client.run({name: prompt[name] for name in ("6", "7")} | clips)
     assert result.status == "success", result.error
     assert "1 clip" in str(result.outputs["7"])
+
+
+def test_the_steps_of_a_run_are_compared_and_the_best_one_draws(client: Client, pictures: str) -> None:  # noqa: F811
+    """Without a judge: ComfyUI's loader of CLIP Vision knows networks of full size only."""
+    trained = {key: node for key, node in graph(pictures, name="compared").items() if key in "1234"}
+    trained["6"] = {"class_type": "TrainPreview", "inputs": {**PREVIEW, "held_out": 1}}
+    trained["4"]["inputs"]["preview"] = ["6", 0]
+    result = client.run(trained)
+    assert result.status == "success", result.error
+    (trained_run,) = result.outputs["4"]["run"]
+    run = f"compared/{Path(trained_run['run_dir']).name}"
+
+    workflow = json.loads((WORKFLOWS / "compare_steps.json").read_text(encoding="utf-8"))
+    prompt = to_prompt(workflow, client.object_info())
+    (judge,) = (key for key, node in prompt.items() if node["class_type"] == "CLIPVisionLoader")
+    del prompt[judge]
+    small = {"width": 64, "height": 64}
+    override(prompt, "CheckpointLoaderSimple", ckpt_name="tiny-sd15.safetensors")
+    override(prompt, "LoadDataset", folder=pictures, resolution=64)
+    override(prompt, "EvaluateLoRA", run=run, steps=1, images_per_prompt=1, strengths="1", **small)
+    override(prompt, "EmptyLatentImage", **small)
+    override(prompt, "KSampler", steps=1)
+    for node in prompt.values():
+        node["inputs"].pop("clip_vision", None)
+    result = client.run(prompt)
+    assert result.status == "success", result.error
+    (evaluated,) = (key for key, node in prompt.items() if node["class_type"] == "EvaluateLoRA")
+    assert "held-out loss" in result.outputs[evaluated]["text"][0]
+    assert any("images" in shown for key, shown in result.outputs.items() if key != evaluated)

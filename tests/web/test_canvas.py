@@ -30,7 +30,7 @@ def workflow(repo_root: Path) -> Json:
     return json.loads((repo_root / "workflows" / "first_lora.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(params=["first_lora.json", "subject.json", "wan22_two_stages.json"])
+@pytest.fixture(params=["first_lora.json", "subject.json", "compare_steps.json", "wan22_two_stages.json"])
 def example(request: pytest.FixtureRequest, repo_root: Path) -> Json:
     """Each of the workflows that the pack ships."""
     return json.loads((repo_root / "workflows" / request.param).read_text(encoding="utf-8"))
