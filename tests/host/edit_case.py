@@ -110,6 +110,7 @@ class PatchVae:
         self.latent_channels = tiny.latent[0]
         self.patch = SIZE // tiny.latent[-1] if tiny.latent[0] == 128 else 8
         self.video = len(tiny.latent) == 4
+        self.device, self.latent_dim = torch.device("cpu"), len(tiny.latent) - 1
         g = torch.Generator().manual_seed(0)
         self.weight = torch.randn(self.latent_channels, 3, self.patch, self.patch, generator=g) / self.patch
         self.encoded = 0
