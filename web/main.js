@@ -263,6 +263,8 @@ function watchQueue() {
   };
 }
 
+const FIRST = "first_lora";
+
 /** Our templates by name, first_lora first: the server lists them as its disk does. */
 function sortTemplates() {
   const listed = api.getWorkflowTemplates;
@@ -270,7 +272,7 @@ function sortTemplates() {
   const folder = decodeURIComponent(new URL(".", import.meta.url).pathname).split("/").at(-2) ?? "";
   api.getWorkflowTemplates = async function (...given) {
     const all = await listed.apply(this, given);
-    all?.[folder]?.sort?.();
+    all?.[folder]?.sort?.((a, b) => Number(b === FIRST) - Number(a === FIRST) || a.localeCompare(b));
     return all;
   };
 }
