@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from in_graph_lora.trainer.data.picture_cache import _control_pictures
 from in_graph_lora.trainer.data.drawn_masks import MASKS, drawn_mask, with_drawn_masks
 from in_graph_lora.trainer.data.framing import Framing
 from in_graph_lora.trainer.data.images import open_image
+from in_graph_lora.trainer.data.picture_cache import _control_pictures
 from in_graph_lora.trainer.data.records import Dataset
 from in_graph_lora.trainer.data.scan import folder_fingerprint, scan_folder
 from in_graph_lora.trainer.data.views import views
