@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..trainer.errors import ConfigError, StorageError
 from ..trainer.host.paths import lora_path, output_image, run_path, runs
-from ..trainer.host.progress import NodeProgress
+from ..trainer.host.progress import NodeProgress, files_changed
 from ..trainer.host.sample import SampleSettings
 from ..trainer.runs.checkpoints import loras
 from ..trainer.runs.folder import RunFolder
@@ -305,6 +305,7 @@ class EvaluateLoRA(io.ComfyNode):
             classifier=FolderClassifier(classes) if classes is not None else None,
         )
         text, grid, picture = write(result, folder)
+        files_changed()  # Compare Reports lists it
         return io.NodeOutput(
             dict(result.best.load()),
             result.best_strength,

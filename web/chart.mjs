@@ -7,9 +7,13 @@ import { t } from "./words.mjs";
 const uPlot = vendored;
 const RATE = 4; // the column of the learning rate
 
-/** One of ComfyUI's colours as it is now, light or dark. */
-function colour(/** @type {Element} */ element, /** @type {string} */ name, /** @type {string} */ otherwise) {
-  return getComputedStyle(element).getPropertyValue(name).trim() || otherwise;
+/** One of ComfyUI's colours as it is now, light or dark; of the page, since a chart is made before it is on it. */
+function colour(/** @type {string} */ name, /** @type {string} */ otherwise) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim() || otherwise;
+}
+
+function ink() {
+  return colour("--input-text", "#ddd");
 }
 
 function styleSheet() {
@@ -84,8 +88,9 @@ export class LossChart {
     this.plot?.destroy();
     this.plot = null;
     if (!this.run) return;
-    const ink = colour(this.element, "--input-text", "#ddd");
-    const axis = { stroke: ink, grid: { stroke: `${faint(ink)}` }, ticks: { stroke: faint(ink) }, font: "10px sans-serif" };
+    // Functions: uPlot asks them whenever it draws, and the palette may have changed.
+    const line = { stroke: () => faint(ink()) };
+    const axis = { stroke: ink, grid: line, ticks: line, font: "10px sans-serif" };
     const number = (/** @type {number | null} */ v) => (v === null || v === undefined ? "–" : v.toPrecision(4));
     const few = (plot) => plot.data[0].length < 3; // a line needs two points
     const curve = (label, stroke, width, more = {}) => ({
@@ -108,8 +113,8 @@ export class LossChart {
       ],
       series: [
         { label: t("step"), value: (_, v) => (v === null || v === undefined ? "–" : String(v)) },
-        curve(t("loss"), faint(ink, 0.4), 1),
-        curve(t("smoothed"), colour(this.element, "--p-primary-color", "#5b8def"), 2),
+        curve(t("loss"), () => faint(ink(), 0.4), 1),
+        curve(t("smoothed"), () => colour("--p-primary-color", "#5b8def"), 2),
         curve(t("held-out"), "#e8a33d", 2, { spanGaps: true, points: { show: true, size: 5 } }),
         curve(t("learning rate"), "#4caf7d", 1, { scale: "rate", value: (_, v) => (v ? v.toExponential(2) : "–") }),
       ].map((series, i) => ({ ...series, show: this.visible[i] })),
@@ -159,7 +164,7 @@ export class LossChart {
     const bottom = bbox.top + bbox.height;
     const inside = (x) => x >= bbox.left - 1 && x <= bbox.left + bbox.width + 1;
     ctx.save();
-    ctx.fillStyle = colour(this.element, "--input-text", "#ddd");
+    ctx.fillStyle = ink();
     for (const step of this.run?.checkpoints ?? []) {
       const x = plot.valToPos(step, "x", true);
       if (!inside(x)) continue;
@@ -188,8 +193,8 @@ export class LossChart {
   }
 }
 
-function faint(/** @type {string} */ ink, alpha = 0.15) {
-  return `color-mix(in srgb, ${ink} ${alpha * 100}%, transparent)`;
+function faint(/** @type {string} */ of, alpha = 0.15) {
+  return `color-mix(in srgb, ${of} ${alpha * 100}%, transparent)`;
 }
 
 function shortNumber(/** @type {number} */ value) {

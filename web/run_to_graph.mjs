@@ -118,7 +118,7 @@ export function addSettings(canvas, { id, widgets: { nodes, left } }) {
   return once(canvas, () => {
     const selected = canvas.selected().filter((node) => node.comfyClass === "TrainLoRA");
     const train = selected.length === 1 ? selected[0] : add(canvas, "TrainLoRA", besideOptions(freePlace(canvas, [680 + GAP, 600])));
-        const notSet = setWidgets(train, plain).map((what) => `Train LoRA: ${what}`);
+    const notSet = setWidgets(train, plain).map((what) => `Train LoRA: ${what}`);
     let y = train.pos[1];
     for (const [kind, socket] of Object.entries(SOCKETS)) {
       const input = inputOf(train, socket);

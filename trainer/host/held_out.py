@@ -17,14 +17,7 @@ from ..data.records import Dataset
 from ..runs.validation import level_losses
 from .conditioning import HostTextEncoder
 from .encode import HostLatentEncoder, pixel_step
-from .identity import (
-    clip_fingerprint,
-    conditions_identity,
-    known,
-    latents_identity,
-    model_fingerprint,
-    vae_fingerprint,
-)
+from .identity import clip_fingerprint, identities, model_fingerprint, vae_fingerprint
 from .kept_samples import kept
 from .lora import apply_lora
 from .model import borrowed
@@ -41,18 +34,19 @@ class HeldOut:
     def __init__(self, model: ModelPatcher, clip: CLIP, vae: VAE, dataset: Dataset) -> None:
         """dataset: its pictures of the role "validation" count."""
         self._model, self._clip = model, clip
-        config, of_clip = TrainConfig(), clip_fingerprint(clip)
+        config = TrainConfig()
         # As training names them, so that what it has encoded is found.
-        settings = (config.objective.guidance, config.data.caption_syntax, config.memory.precision, None)
+        prints = model_fingerprint(model), clip_fingerprint(clip), vae_fingerprint(vae)
+        names = identities(model, *prints, config)
         texts = HostTextEncoder(
             clip,
             model,
-            identity=known(conditions_identity(of_clip, model, *settings)),
-            network_identity=known(model_fingerprint(model)),
+            config.objective.guidance,
+            config.data.caption_syntax,
+            identity=names.conditions,
+            network_identity=names.network,
         )
-        latents = HostLatentEncoder(
-            vae, model, clip, identity=known(latents_identity(vae_fingerprint(vae), model))
-        )
+        latents = HostLatentEncoder(vae, model, clip, identity=names.latents)
         own = [r for r in dataset.records if r.role == "validation"]
         records = [r.with_caption(texts.fitted(r.caption)) for r in own]
         with torch.inference_mode(False), kept(lambda event: None) as store:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..config import TrainConfig
 from .digest import digest
 from .paths import comfyui_version
 
@@ -70,6 +72,32 @@ def vae_fingerprint(vae: VAE) -> Fingerprint:
     own, unknown = model_fingerprint(vae.patcher)
     more, unknown_too = digest(own, vae.vae_dtype, vae.latent_channels)
     return more, unknown + unknown_too
+
+
+@dataclass(frozen=True)
+class Identities:
+    """By which what was encoded is found again; of their own where something is not known."""
+
+    latents: str
+    conditions: str
+    network: str
+
+
+def identities(
+    patcher: ModelPatcher,
+    model: Fingerprint,
+    clip: Fingerprint,
+    vae: Fingerprint,
+    config: TrainConfig,
+    rate: float | None = None,
+) -> Identities:
+    """Of what is encoded for this model. rate: of the frames of clips."""
+    settings = (config.objective.guidance, config.data.caption_syntax, config.memory.precision, rate)
+    return Identities(
+        latents=known(latents_identity(vae, patcher)),
+        conditions=known(conditions_identity(clip, patcher, *settings)),
+        network=known(model),
+    )
 
 
 def latents_identity(vae: Fingerprint, patcher: ModelPatcher) -> Fingerprint:

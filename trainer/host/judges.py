@@ -81,14 +81,19 @@ class _Folder:
                 f"{folder} has no config.json; name a folder of a transformers model in {socket}"
             )
         self.name = folder.name
-        self.offline: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
+        def part(kind: str, **more: Any) -> Any:
+            made = getattr(transformers, kind).from_pretrained
+            return made(folder, local_files_only=True, trust_remote_code=False, **more)
+
         try:
-            made = getattr(transformers, kind)
-            self.model: Any = made.from_pretrained(folder, use_safetensors=True, **self.offline).eval()
-            self.processor: Any = transformers.AutoImageProcessor.from_pretrained(folder, **self.offline)
+            self.model: Any = part(kind, use_safetensors=True).eval()
+            self.processor: Any = part("AutoImageProcessor")
+            self.reads = hasattr(self.model, "get_text_features")
+            self.tokenizer: Any = part("AutoTokenizer") if self.reads else None
         except (OSError, ValueError, ImportError) as error:
             raise ModelError(
-                f"{folder} cannot be loaded as a judge ({error}); choose another folder for {socket}"
+                f"{folder} cannot be loaded ({error}); choose another folder for {socket}"
             ) from error
         self.digest = digest(self.model)[0][:16]
 
@@ -124,17 +129,6 @@ class FolderJudge(_Folder):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, "AutoModel", "judge_folder")
-        from transformers import AutoTokenizer
-
-        self.reads = hasattr(self.model, "get_text_features")
-        try:
-            self._tokenizer: Any = (
-                AutoTokenizer.from_pretrained(folder, **self.offline) if self.reads else None
-            )
-        except (OSError, ValueError, ImportError) as error:
-            raise ModelError(
-                f"{folder} cannot be loaded as a judge ({error}); choose another folder for judge_folder"
-            ) from error
 
     @torch.inference_mode()
     def see(self, pictures: Sequence[Image.Image]) -> Tensor:
@@ -153,7 +147,7 @@ class FolderJudge(_Folder):
             )
         model = self.on_device()
         length = getattr(model.config.text_config, "max_position_embeddings", 77)
-        tokens = self._tokenizer(
+        tokens = self.tokenizer(
             list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
         return _pooled(model.get_text_features(**tokens.to(model.device))).float().cpu()

@@ -35,14 +35,7 @@ from .active import paused
 from .class_images import with_class_images
 from .conditioning import HostTextEncoder
 from .encode import HostLatentEncoder, clip_step, pixel_step
-from .identity import (
-    clip_fingerprint,
-    conditions_identity,
-    known,
-    latents_identity,
-    model_fingerprint,
-    vae_fingerprint,
-)
+from .identity import Identities, clip_fingerprint, identities, model_fingerprint, vae_fingerprint
 from .kept_samples import kept
 from .model import borrowed, model_family
 from .noise import noise_process
@@ -181,7 +174,7 @@ class _Job:
     steps: int
     prints: tuple[str, ...]
     """`_fingerprints`."""
-    identities: _Identities
+    identities: Identities
     texts: HostTextEncoder
     emit: Emit
     told: set[str] = field(default_factory=set)
@@ -224,7 +217,7 @@ def _checked(
                 message=f"{name} is no family that we have tested; training by what the model says of itself"
             )
         )
-    prints, identities = _fingerprints(model, clip, vae, config, frame_rate(dataset), emit)
+    prints, own = _fingerprints(model, clip, vae, config, frame_rate(dataset), emit)
     return _Job(
         model=_computing_in(model, config.memory.precision),
         clip=clip,
@@ -233,15 +226,15 @@ def _checked(
         start=start,
         steps=steps,
         prints=prints,
-        identities=identities,
+        identities=own,
         texts=HostTextEncoder(
             clip,
             model,
             config.objective.guidance,
             config.data.caption_syntax,
             frame_rate(dataset),
-            identity=identities.conditions,
-            network_identity=identities.network,
+            identity=own.conditions,
+            network_identity=own.network,
         ),
         emit=emit,
     )
@@ -280,18 +273,9 @@ def _starting_lora(model: ModelPatcher, config: TrainConfig, emit: Emit) -> Star
     return start
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Identities:
-    """By which what was encoded is found again; of their own where something is not known."""
-
-    latents: str
-    conditions: str
-    network: str
-
-
 def _fingerprints(
     model: ModelPatcher, clip: CLIP, vae: VAE, config: TrainConfig, rate: float | None, emit: Emit
-) -> tuple[tuple[str, ...], _Identities]:
+) -> tuple[tuple[str, ...], Identities]:
     """Everything outside the config that decides the weights; the model's own comes first.
     rate: of the frames of clips.
 
@@ -312,13 +296,7 @@ def _fingerprints(
     if config.adapter.start_from:
         prints.append(sha256(paths.lora_path(config.adapter.start_from)))
     of_model, of_clip, of_vae = found
-    settings = (config.objective.guidance, config.data.caption_syntax, config.memory.precision, rate)
-    identities = _Identities(
-        latents=known(latents_identity(of_vae, model)),
-        conditions=known(conditions_identity(of_clip, model, *settings)),
-        network=known(of_model),
-    )
-    return tuple(prints), identities
+    return tuple(prints), identities(model, of_model, of_clip, of_vae, config, rate)
 
 
 def _make_room(model: ModelPatcher, clip: CLIP | None) -> None:

@@ -166,8 +166,6 @@ def network_of(
     name: str, dtype: torch.dtype, device: torch.device, batch: int
 ) -> tuple[nn.Module, Callable[[], Tensor]]:
     """A whole network. Its input needs gradients, so that it has a backward pass without adapters too."""
-    from in_graph_lora.trainer.host import kernels
-
     from .models import MODELS, generated
 
     row, pixels, _ = NETWORKS[name]
@@ -181,10 +179,7 @@ def network_of(
         return torch.randn(size, generator=g).to(device, dtype)
 
     x, t = drawn(*model.latent(batch, pixels)), torch.full((batch,), 500.0, device=device, dtype=dtype)
-    given: dict[str, Any] = {"context": drawn(batch, *model.text)}
-    if model.pooled:
-        given["y"] = drawn(batch, model.vector or model.pooled)
-    given["transformer_options"] = {"optimized_attention_override": kernels.attention}
+    given = model.given(drawn, batch)
     return net, lambda: net(x.detach().requires_grad_() * 1, t, **given)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import comfy.model_management as mm
@@ -60,6 +60,15 @@ class Model:
     def latent(self, batch: int, pixels: int) -> tuple[int, ...]:
         side = pixels // 8
         return (batch, self.latent_channels, *([1] if self.frames else []), side, side)
+
+    def given(self, drawn: Callable[..., Tensor], batch: int) -> dict[str, Any]:
+        """What the network is given beside latent and time; drawn: a tensor of this shape."""
+        more = {"context": drawn(batch, *self.text)}
+        if self.pooled:
+            more["y"] = drawn(batch, self.vector or self.pooled)
+        if self.guidance:
+            more["guidance"] = drawn(batch)
+        return {**more, "transformer_options": {"optimized_attention_override": kernels.attention}}
 
     def empty(self, dtype: torch.dtype) -> Any:
         """ComfyUI's model, its network on the meta device."""
@@ -125,18 +134,8 @@ def forward_flops(name: str, batch: int, pixels: int) -> int:
     m, half = MODELS[name], torch.bfloat16
     net = m.empty(half).diffusion_model
     with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
-        more: dict[str, Any] = {}
-        if m.pooled:
-            more["y"] = torch.empty(batch, m.vector or m.pooled, dtype=half)
-        if m.guidance:
-            more["guidance"] = torch.empty(batch)
-        net(
-            torch.empty(m.latent(batch, pixels), dtype=half),
-            torch.empty(batch),
-            context=torch.empty(batch, *m.text, dtype=half),
-            transformer_options={"optimized_attention_override": kernels.attention},
-            **more,
-        )
+        drawn = partial(torch.empty, dtype=half)
+        net(drawn(*m.latent(batch, pixels)), torch.empty(batch), **m.given(drawn, batch))
     return counter.get_total_flops()
 
 
