@@ -27,12 +27,12 @@ MARGIN = (
 @pytest.fixture
 def folders(server) -> Iterator[Path]:
     root = server.base / "input" / "clicked"
-    (root / "toy_1").mkdir(parents=True)
+    (root / "frog_1").mkdir(parents=True)
     (root / "any").mkdir()
     for i, size in enumerate([(300, 300), (330, 220), (64, 64)]):
-        Image.effect_noise(size, 60 + i).convert("RGB").save(root / "toy_1" / f"{i}.png")
+        Image.effect_noise(size, 60 + i).convert("RGB").save(root / "frog_1" / f"{i}.png")
     Image.effect_noise((300, 300), 90).convert("RGB").save(root / "any" / "c.png")
-    (root / "toy_1" / "torn_x.png").write_bytes(b"")
+    (root / "frog_1" / "torn_x.png").write_bytes(b"")
     yield root
     shutil.rmtree(root)
 
@@ -43,14 +43,14 @@ def test_a_folder_is_chosen_by_clicks_and_the_node_runs_alone(canvas: Page, fold
     canvas.evaluate(MARGIN)
     canvas.get_by_role("button", name="Choose a folder…").click()
     dialog = canvas.locator("dialog.igl-choose-folder")
-    dialog.get_by_label("Filter").fill("TOY")
+    dialog.get_by_label("Filter").fill("FROG")
     row = dialog.locator(".igl-folder")
-    dialog.locator(".igl-folder[data-folder='clicked/toy_1']").wait_for()
-    assert [r.get_attribute("data-folder") for r in row.all()] == ["clicked/toy_1"]
+    dialog.locator(".igl-folder[data-folder='clicked/frog_1']").wait_for()
+    assert [r.get_attribute("data-folder") for r in row.all()] == ["clicked/frog_1"]
     assert "4 pictures" in row.inner_text()
     row.click()
     dialog.wait_for(state="detached")
-    assert canvas.evaluate(FOLDER) == "clicked/toy_1"
+    assert canvas.evaluate(FOLDER) == "clicked/frog_1"
 
     canvas.evaluate(SELECT)
     canvas.get_by_test_id("execute-button").or_(
@@ -70,7 +70,7 @@ def test_a_folder_is_chosen_by_clicks_and_the_node_runs_alone(canvas: Page, fold
     dialog.locator(".igl-group").first.wait_for()
     groups = [g.inner_text() for g in dialog.locator(".igl-group").all()]
     assert groups == ["Recent", "In ComfyUI's input folder"]
-    assert dialog.locator(".igl-folder").first.get_attribute("data-folder") == "clicked/toy_1"
+    assert dialog.locator(".igl-folder").first.get_attribute("data-folder") == "clicked/frog_1"
     canvas.keyboard.press("Escape")
     dialog.wait_for(state="detached")
     assert canvas.complaints == []  # type: ignore[attr-defined]
