@@ -306,7 +306,6 @@ export const SENTENCES = [
   ["the judge {} gives NaN or infinite features of {}; load it in fp32 (start ComfyUI with --fp32-text-enc) or choose another judge", "评判模型 {0} 对 {1} 给出 NaN 或无穷大；请用 fp32 加载（启动 ComfyUI 时加 --fp32-text-enc），或换一个评判模型"],
   ["{} has no text encoder; name a folder of CLIP or SigLIP in judge_folder", "{0} 没有文本编码器；请在评判模型文件夹中填写 CLIP 或 SigLIP 的文件夹"],
   ["{} has no config.json; name a folder of a transformers model in judge_folder", "{0} 没有 config.json；请在评判模型文件夹中填写 transformers 模型的文件夹"],
-  ["{} cannot be loaded as a judge ({}); choose another folder", "{0} 不能作为评判模型加载（{1}）；请另选文件夹"],
   ["{} is no report of Evaluate LoRA (format {}); choose a report.json", "{0} 不是“评估 LoRA”的报告（格式 {1}）；请选择 report.json"],
   ["the judges differ ({}; {}); evaluate both with one judge", "评判模型不同（{0}；{1}）；请用同一个评判模型评估两者"],
   ["the two reports have no candidate and figure in common; compare reports of one graph", "两份报告没有共同的候选和指标；请比较同一工作流的报告"],
