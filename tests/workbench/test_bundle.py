@@ -267,6 +267,33 @@ def test_the_table_of_streaming_has_medians_of_all_rounds() -> None:
     ]
 
 
+WITHOUT = """
+import importlib.metadata, json, sys
+left_out = set(json.loads(sys.argv[1]))
+modules = {m for m, owners in importlib.metadata.packages_distributions().items()
+           if any(owner.lower().replace("_", "-") in left_out for owner in owners)}
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in modules else self.finder.find_spec(name, path, target)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+import pytest
+sys.exit(pytest.main(["tests/gpu", "--collect-only", "-q", "--no-cov", "-p", "no:cacheprovider"]))
+"""
+
+
+@pytest.mark.slow
+def test_the_gpu_tests_import_nothing_that_a_bundle_leaves_out(repo_root: Path) -> None:
+    left_out = sorted(set(bundle.LEFT_OUT) - set(stand_ins.NAMES))
+    command = [sys.executable, "-c", WITHOUT, json.dumps(left_out)]
+    done = subprocess.run(command, cwd=repo_root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert "test_gradients.py" in done.stdout
+
+
 NETWORKS = """
 import json, sys, torch
 from pathlib import Path

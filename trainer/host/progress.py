@@ -12,8 +12,6 @@ import psutil
 import torch
 from PIL import Image
 
-from .same_site import same_site
-
 PROGRESS_EVENT = "in_graph_lora.progress"
 FILES_EVENT = "in_graph_lora.files"
 
@@ -77,6 +75,8 @@ def prompt_id() -> str:
 def add_route(method: str, path: str, handler: Any) -> None:
     """An endpoint of ComfyUI's web server, for its own pages; nothing where there is no server."""
     if (server := _server()) is not None:
+        from .same_site import same_site  # needs aiohttp, and training does not
+
         server.routes.route(method, path)(same_site(handler))
 
 
