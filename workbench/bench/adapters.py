@@ -133,12 +133,12 @@ def measured(name: str, dtype: str, args: argparse.Namespace) -> list[Cost]:
         times: dict[str, list[float]] = {c: [] for c in args.contenders}
         found: dict[str, tuple[int, int, int]] = {}
         for _ in range(args.rounds):
-            bare.append(seconds(forward, device))
+            bare.append(seconds(net, forward, device))
             for contender in args.contenders:
                 with adapted(net, contender, DTYPES[dtype], args) as layers:
                     if contender not in found:
                         found[contender] = (layers, *counted(forward))
-                    times[contender].append(seconds(forward, device))
+                    times[contender].append(seconds(net, forward, device))
     return [
         Cost(
             shape=name,
@@ -275,14 +275,18 @@ def by_peft(layer: Any, half: torch.dtype | None) -> None:
     layer.forward = forward
 
 
-def seconds(forward: Callable[[], Tensor], device: torch.device) -> float:
-    """Of one pass forward and back: processor time, or the clock's where a GPU does the work."""
+def seconds(net: nn.Module, forward: Callable[[], Tensor], device: torch.device) -> float:
+    """Of one pass forward and back: processor time, or the clock's where a GPU does the work.
+
+    As in a step no gradients are there before it.
+    """
     gpu = device.type == "cuda"
     clock = time.perf_counter if gpu else time.process_time
     out = forward()
     slope = torch.ones_like(out)
     out.backward(slope)  # the first is slower: it fetches memory
     del out
+    net.zero_grad()
     if gpu:
         torch.cuda.synchronize()
     start = clock()
