@@ -40,7 +40,14 @@ class PlanTraining(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, vae: Any, dataset: Dataset, existing_run: str = "", **settings: Any
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        dataset: Dataset,
+        existing_run: str = "",
+        where: str = "",
+        **settings: Any,
     ) -> io.NodeOutput:
         from ..trainer.host.training import plan_on_loaded
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
+from ..trainer.errors import ConfigError
 from ..trainer.host.active import active, nothing_yet, pause, paused, record_stop, stops
 from ..trainer.host.progress import prompt_id, telling_of_files
 from .canvas import Place
+from .reporting import Reporter
 from .sockets import CATEGORY, LoraModel, LossMap
-from .training_inputs import CONTINUE, NEW_RUN, name_error, train_config, training_inputs
+from .training_inputs import CONTINUE, HERE, JOB, NEW_RUN, name_error, train_config, training_inputs
 from .training_report import reported
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class TrainLoRA(io.ComfyNode):
                 io.String.Output(display_name="lora_path", tooltip="The file's name, as Load LoRA lists it."),
                 LossMap.Output(display_name="loss", tooltip="The loss of each step, for Plot Loss Graph."),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -55,11 +57,23 @@ class TrainLoRA(io.ComfyNode):
         vae: Any,
         dataset: Dataset,
         existing_run: str = CONTINUE,
+        where: str = HERE,
         **settings: Any,
     ) -> io.NodeOutput:
-        from ..trainer.host.training import train_on_loaded
+        from ..trainer.host.jobs import Origin
+        from ..trainer.host.training import job_on_loaded, train_on_loaded
 
         config = train_config(dataset, **settings)
+        origin = Origin.of(cls.hidden.prompt, cls.hidden.unique_id, cls.hidden.extra_pnginfo)
+        if where == JOB:
+            if origin is None:
+                raise ConfigError("this Train LoRA was made by another node, so its graph cannot be written")
+            reporter = Reporter(cls.hidden.unique_id)
+            job = job_on_loaded(model, clip, vae, dataset, config, reporter, origin)
+            told = f"{job} is written; train it by: python scripts/train.py {job.parent}"
+            return io.NodeOutput(
+                *(nothing_yet(),) * 3, ui=ui.PreviewText("\n\n".join([told, *reporter.notices]))
+            )
         place = Place.of(cls.hidden.unique_id, cls.hidden.extra_pnginfo)
         with (
             telling_of_files(),
@@ -75,6 +89,7 @@ class TrainLoRA(io.ComfyNode):
                 report,
                 new_run=existing_run == NEW_RUN,
                 stop_requested=training.stop_requested,
+                origin=origin,
             )
             report.reached(result.run, len(result.losses))
             was_paused = paused(result.run) is not None

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..trainer.data.records import Dataset
 
 CONTINUE, NEW_RUN = "continue", "new run"
+HERE, JOB = "here", "job"
 
 
 def training_inputs() -> list[io.Input]:
@@ -117,6 +118,15 @@ def training_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="text: a caption means what it says. comfyui: (word:1.3) is a weight and"
             " embedding:name a file, as in CLIP Text Encode.",
+        ),
+        io.Combo.Input(
+            "where",
+            options=[HERE, JOB],
+            default=HERE,
+            optional=True,
+            advanced=True,
+            tooltip="here: trains now. job: trains nothing and writes a folder, which scripts/train.py trains"
+            " without the page, now or later.",
         ),
     ]
 

@@ -1,6 +1,10 @@
-"""Train a LoRA from a Python script: the same engine as on the canvas, without ComfyUI's server.
+"""Train a LoRA without ComfyUI's server: the same engine as on the canvas.
 
+    python scripts/train.py output/in-graph-lora/jobs/my_lora
     python scripts/train.py --comfyui ~/ComfyUI --checkpoint sd15.safetensors --pictures my_pictures
+
+The first trains a job that Train LoRA has written, or a run's folder, in the ComfyUI that has this pack; what
+follows `--` are ComfyUI's own options. The second shows how a script of yours trains.
 
 Results are the same files in the same places, below --output. Run it again and it goes on where it was, or
 loads what is finished. docs/python.md says more.
@@ -10,16 +14,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from _job import train_job
 from _pack import import_pack
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train a LoRA on a checkpoint that ComfyUI can load.")
-    parser.add_argument("--comfyui", type=Path, required=True, help="ComfyUI's folder, with main.py in it")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="model, CLIP and VAE in one file")
-    parser.add_argument("--pictures", type=Path, required=True, help="pictures with .txt files beside them")
+def arguments(given: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train a job, or on a checkpoint that ComfyUI can load.")
+    parser.add_argument("job", type=Path, nargs="?", help="folder of a job or of a run")
+    parser.add_argument("--comfyui", type=Path, help="ComfyUI's folder; default: the one around this pack")
+    parser.add_argument("--checkpoint", type=Path, help="model, CLIP and VAE in one file")
+    parser.add_argument("--pictures", type=Path, help="pictures with .txt files beside them")
     parser.add_argument("--output", type=Path, default=Path("output"))
     parser.add_argument("--name", default="my_lora")
     parser.add_argument("--steps", type=int, default=1000)
@@ -27,11 +34,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--cpu", action="store_true", help="train without a GPU")
-    return parser.parse_args()
+    args = parser.parse_args(given)
+    if not args.job and not (args.comfyui and args.checkpoint and args.pictures):
+        parser.error("give a job's folder, or --comfyui, --checkpoint and --pictures")
+    return args
 
 
 def main() -> None:
-    args = arguments()
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    args, options = arguments(sys.argv[1:end]), sys.argv[end + 1 :]
+    if args.job:
+        import_pack()
+        sys.exit(train_job(args.job.resolve(), args.comfyui, [*options, *["--cpu"][: args.cpu]]))
     # ComfyUI reads its options when it is first imported. The script's own folder must not be searched.
     sys.path[0] = str(args.comfyui.resolve())
     from comfy.cli_args import args as options

@@ -40,7 +40,7 @@ def _check_positive(settings: Any, *names: str) -> None:
         _check(0 < value < math.inf, f"{name} is {value}; choose a number above 0")
 
 
-RESERVED_NAMES = ("cache", "captions", "class-images", "evidence", "graph-images", "unpacked")
+RESERVED_NAMES = ("cache", "captions", "class-images", "evidence", "graph-images", "jobs", "unpacked")
 """Folders of ours beside those of the runs."""
 
 

@@ -6,6 +6,7 @@
     ├── ModelError      the model, VAE or CLIP cannot be trained or do not belong together
     ├── LoraFileError   a LoRA file cannot be read
     ├── StorageError    a file or a folder cannot be written
+    ├── JobError        a job's file cannot be used
     └── TrainingError   the run itself went wrong (NaN loss, out of memory)
 
 A message is one sentence that names the thing, the value and the remedy.
@@ -35,6 +36,10 @@ class LoraFileError(TrainerError):
 
 
 class StorageError(TrainerError):
+    pass
+
+
+class JobError(TrainerError):
     pass
 
 

@@ -72,6 +72,18 @@ class ImageRecord:
         """All its captions."""
         return (self.caption, *self.captions)
 
+    @property
+    def identity(self) -> str:
+        """All of it that training depends on; not where it lies."""
+        parts = (self.digest, self.caption, self.repeats, self.role, self.weight, self.mask_digest)
+        # What was not there at first changes no digest, so that earlier runs are found.
+        parts += (self.framing, self.focus) if self.framing != Framing() or self.focus else ()
+        parts += (self.captions,) if self.captions else ()
+        if self.controls or self.drawn_mask is not None:
+            parts += ([c.digest for c in self.controls], self.drawn_mask)
+        parts += (self.clip,) if self.clip else ()
+        return "\0".join(map(str, parts))
+
     def with_caption(self, caption: str, *others: str) -> ImageRecord:
         """With these captions and no other."""
         return replace(self, caption=caption, captions=others)
@@ -147,12 +159,5 @@ class Dataset:
         resolution changes."""
         h = hashlib.sha256(f"{self.resolution}".encode())
         for r in self.records:
-            parts = (r.digest, r.caption, r.repeats, r.role, r.weight, r.mask_digest)
-            # What was not there at first changes no digest, so that earlier runs are found.
-            parts += (r.framing, r.focus) if r.framing != Framing() or r.focus else ()
-            parts += (r.captions,) if r.captions else ()
-            if r.controls or r.drawn_mask is not None:
-                parts += ([c.digest for c in r.controls], r.drawn_mask)
-            parts += (r.clip,) if r.clip else ()
-            h.update("\0".join(["", *map(str, parts)]).encode())
+            h.update(f"\0{r.identity}".encode())
         return h.hexdigest()

@@ -50,6 +50,11 @@ def captions_directory() -> Path:
     return output_directory() / RUNS / "captions"
 
 
+def jobs_directory() -> Path:
+    """Trainings that were written down and not begun."""
+    return output_directory() / RUNS / "jobs"
+
+
 def unpacked_directory() -> Path:
     """Archives of pictures, unpacked."""
     return output_directory() / RUNS / "unpacked"

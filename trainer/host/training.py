@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import comfy.model_management as mm
@@ -36,6 +37,7 @@ from .class_images import with_class_images
 from .conditioning import HostTextEncoder
 from .encode import HostLatentEncoder, clip_step, pixel_step
 from .identity import Identities, clip_fingerprint, identities, model_fingerprint, vae_fingerprint
+from .jobs import Origin, job_of
 from .kept_samples import kept
 from .model import borrowed, model_family
 from .noise import noise_process
@@ -62,15 +64,18 @@ def train_on_loaded(
     *,
     new_run: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
+    origin: Origin | None = None,
 ) -> Result:
     """Check everything, encode the dataset, borrow the models, train, save.
 
     A run with the same settings, data and models that was finished is loaded, one that was stopped goes on;
     `new_run` starts again. All models come back unchanged, however it ends. ComfyUI's interrupt is raised as
-    it is.
+    it is. origin: the graph that asks; the run's folder gets a job.
     """
     job = _checked(model, clip, vae, dataset, config, emit)
     prints = job.prints
+    if origin:
+        emit = origin.kept(job_of(origin, config, dataset, job.models), emit)
     dataset = with_class_images(job.dataset, config.prior, model, clip, vae, prints, emit)
     steps = job.steps
     dataset, config = cut_to_fit(dataset, job.config, job.texts, emit)
@@ -142,6 +147,20 @@ def train_on_loaded(
             mm.soft_empty_cache()
 
 
+def job_on_loaded(
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    dataset: Dataset,
+    config: TrainConfig,
+    emit: Emit,
+    origin: Origin,
+) -> Path:
+    """What `train_on_loaded` would do, written down: the job's file. Nothing is encoded or trained."""
+    models = _checked(model, clip, vae, dataset, config, emit).models
+    return job_of(origin, config, dataset, models).write_new(paths.jobs_directory())
+
+
 def plan_on_loaded(
     model: ModelPatcher, clip: CLIP, vae: VAE, dataset: Dataset, config: TrainConfig, emit: Emit
 ) -> Plan:
@@ -162,7 +181,7 @@ def plan_on_loaded(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
+class _Checked:
     """A training whose settings, pictures and models were found fit for each other."""
 
     model: ModelPatcher
@@ -174,6 +193,8 @@ class _Job:
     steps: int
     prints: tuple[str, ...]
     """`_fingerprints`."""
+    models: dict[str, str]
+    """Fingerprints of model, clip and vae; empty where one is not known."""
     identities: Identities
     texts: HostTextEncoder
     emit: Emit
@@ -197,7 +218,7 @@ class _Job:
 
 def _checked(
     model: ModelPatcher, clip: CLIP, vae: VAE, dataset: Dataset, config: TrainConfig, emit: Emit
-) -> _Job:
+) -> _Checked:
     """Raises what `preflight.check` does; says what the user must know of settings and model."""
     config = replace(config, memory=wanted(config.memory))
     dataset, told = _with_clips(dataset, model, vae)
@@ -217,8 +238,8 @@ def _checked(
                 message=f"{name} is no family that we have tested; training by what the model says of itself"
             )
         )
-    prints, own = _fingerprints(model, clip, vae, config, frame_rate(dataset), emit)
-    return _Job(
+    prints, models, own = _fingerprints(model, clip, vae, config, frame_rate(dataset), emit)
+    return _Checked(
         model=_computing_in(model, config.memory.precision),
         clip=clip,
         dataset=dataset,
@@ -226,6 +247,7 @@ def _checked(
         start=start,
         steps=steps,
         prints=prints,
+        models=models,
         identities=own,
         texts=HostTextEncoder(
             clip,
@@ -275,9 +297,9 @@ def _starting_lora(model: ModelPatcher, config: TrainConfig, emit: Emit) -> Star
 
 def _fingerprints(
     model: ModelPatcher, clip: CLIP, vae: VAE, config: TrainConfig, rate: float | None, emit: Emit
-) -> tuple[tuple[str, ...], Identities]:
-    """Everything outside the config that decides the weights; the model's own comes first.
-    rate: of the frames of clips.
+) -> tuple[tuple[str, ...], dict[str, str], Identities]:
+    """Everything outside the config that decides the weights; the model's own comes first. Those of the
+    models by name. rate: of the frames of clips.
 
     Where something cannot be told, this run is taken for no other, and that is said.
     """
@@ -296,7 +318,9 @@ def _fingerprints(
     if config.adapter.start_from:
         prints.append(sha256(paths.lora_path(config.adapter.start_from)))
     of_model, of_clip, of_vae = found
-    return tuple(prints), identities(model, of_model, of_clip, of_vae, config, rate)
+    names = ("model", "clip", "vae")
+    models = {name: "" if more else own for name, (own, more) in zip(names, found, strict=True)}
+    return tuple(prints), models, identities(model, of_model, of_clip, of_vae, config, rate)
 
 
 def _make_room(model: ModelPatcher, clip: CLIP | None) -> None:

@@ -1,0 +1,87 @@
+"""ComfyUI without its server: its own start, nodes and executor, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Told = Callable[[str, Mapping[str, Any]], None]
+
+
+class GraphError(Exception):
+    """What ComfyUI or a node says is wrong with a graph."""
+
+
+class Interrupted(Exception):
+    """By Ctrl-C. What was trained is kept."""
+
+
+def folder(wish: Path | None, pack: Path) -> Path:
+    """ComfyUI's: as wished, else the one that the pack is installed in. Raises GraphError."""
+    found = (wish or pack.parent.parent).resolve()
+    if not (found / "main.py").exists() or not (found / "comfy").is_dir():
+        raise GraphError(f"{found} is no ComfyUI; give its folder, the one with main.py, by --comfyui")
+    return found
+
+
+class Headless:
+    """`options` are ComfyUI's own, such as --cpu. Its packs of nodes are loaded as always."""
+
+    def __init__(self, comfyui: Path, options: Sequence[str]) -> None:
+        # ComfyUI reads its options when it is first imported. The script's own folder must not be searched.
+        sys.path[0] = str(comfyui)
+        sys.argv = ["main.py", *options]
+        import main  # pyright: ignore[reportMissingImports]
+
+        _, self.server, _ = main.start_comfyui()
+
+    def nodes(self) -> Mapping[str, Any]:
+        import nodes  # pyright: ignore[reportMissingImports]
+
+        return nodes.NODE_CLASS_MAPPINGS
+
+    def run(self, graph: Mapping[str, Any], node: str, extra: Mapping[str, Any], told: Told) -> None:
+        """Runs `node` and what it needs. told: gets every message that a page would get.
+
+        Raises GraphError, and Interrupted after Ctrl-C.
+        """
+        import comfy.model_management as mm
+        import execution  # pyright: ignore[reportMissingImports]
+
+        # There is no loop to send them on.
+        self.server.send_sync = lambda event, data, sid=None: told(str(event), data)
+        self.server.client_id = None
+        prompt_id = uuid.uuid4().hex
+        valid, error, _, errors = asyncio.run(execution.validate_prompt(prompt_id, graph, [node]))
+        if not valid:
+            raise GraphError(_explained(error, errors))
+        executor = execution.PromptExecutor(
+            self.server, cache_type=execution.CacheType.CLASSIC, cache_args={"lru": 0, "ram": 0}
+        )
+        before = signal.signal(signal.SIGINT, lambda *_: mm.interrupt_current_processing())
+        try:
+            executor.execute(graph, prompt_id, {"extra_pnginfo": dict(extra)}, [node])
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if executor.success:
+            return
+        ends = dict(executor.status_messages)
+        if "execution_interrupted" in ends:
+            raise Interrupted
+        end = ends.get("execution_error", {})
+        raise GraphError(
+            f"{end.get('node_type', 'a node')}: {end.get('exception_message', 'failed').strip()}"
+        )
+
+
+def _explained(error: Mapping[str, Any], errors: Mapping[str, Any]) -> str:
+    lines = [f"{error.get('message', 'the graph cannot run')} {error.get('details', '')}".strip()]
+    for node, found in errors.items():
+        for one in found.get("errors", ()):
+            lines.append(f"node {node} ({found.get('class_type')}): {one['message']}: {one['details']}")
+    return "\n".join(lines)
