@@ -67,7 +67,9 @@ class TrainLoRA(io.ComfyNode):
         origin = Origin.of(cls.hidden.prompt, cls.hidden.unique_id, cls.hidden.extra_pnginfo)
         if where == JOB:
             if origin is None:
-                raise ConfigError("this Train LoRA was made by another node, so its graph cannot be written")
+                raise ConfigError(
+                    "this Train LoRA was made by another node, so its graph cannot be written; set where to here"
+                )
             reporter = Reporter(cls.hidden.unique_id)
             job = job_on_loaded(model, clip, vae, dataset, config, reporter, origin)
             told = f"{job} is written; train it by: python scripts/train.py {job.parent}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -60,23 +61,22 @@ class Headless:
         valid, error, _, errors = asyncio.run(execution.validate_prompt(prompt_id, graph, [node]))
         if not valid:
             raise GraphError(_explained(error, errors))
-        executor = execution.PromptExecutor(
-            self.server, cache_type=execution.CacheType.CLASSIC, cache_args={"lru": 0, "ram": 0}
-        )
         before = signal.signal(signal.SIGINT, lambda *_: mm.interrupt_current_processing())
+        queue = self.server.prompt_queue  # ComfyUI's own thread works on it
+        queue.put((0, prompt_id, graph, {"extra_pnginfo": dict(extra)}, [node], {}))
         try:
-            executor.execute(graph, prompt_id, {"extra_pnginfo": dict(extra)}, [node])
+            while not (done := queue.get_history(prompt_id=prompt_id)):
+                time.sleep(0.1)
         finally:
             signal.signal(signal.SIGINT, before)
-        if executor.success:
+        status = done[prompt_id]["status"]
+        if status["completed"]:
             return
-        ends = dict(executor.status_messages)
+        ends = dict(status["messages"])
         if "execution_interrupted" in ends:
             raise Interrupted
         end = ends.get("execution_error", {})
-        raise GraphError(
-            f"{end.get('node_type', 'a node')}: {end.get('exception_message', 'failed').strip()}"
-        )
+        raise GraphError(f"{end.get('node_type', 'a node')}: {end.get('exception_message', 'failed').strip()}")
 
 
 def _explained(error: Mapping[str, Any], errors: Mapping[str, Any]) -> str:

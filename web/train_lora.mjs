@@ -101,9 +101,10 @@ export function trainView(/** @type {import("./view.mjs").Host} */ host) {
     },
     executed(output) {
       const finished = output?.run?.[0];
-      if (!finished) return;
-      ended = results(finished);
-      if (run.empty) rebuild().then(show); // ComfyUI has kept the result of an earlier run
+      const said = finished ? results(finished) : output?.text; // text: a job was written
+      if (!said) return;
+      ended = said;
+      if (finished && run.empty) rebuild().then(show); // ComfyUI has kept the result of an earlier run
       else show();
     },
   };

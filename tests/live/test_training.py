@@ -24,8 +24,12 @@ def steps_of(done) -> list[int]:
 
 @pytest.fixture(scope="module")
 def pictures(server) -> str:
-    """A folder in the server's input folder with five pictures of three shapes, and two broken files."""
-    folder: Path = server.base / "input" / "live-pictures"
+    """A folder in the server's input folder."""
+    return make_pictures(server.base / "input" / "live-pictures").name
+
+
+def make_pictures(folder: Path) -> Path:
+    """Five pictures of three shapes, and two broken files."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     for i, size in enumerate([(64, 64), (90, 60), (64, 64), (60, 110), (64, 64)]):
@@ -34,7 +38,7 @@ def pictures(server) -> str:
     (folder / "0.txt").write_text("a red toy")
     (folder / "empty.png").write_bytes(b"")
     (folder / "broken.jpg").write_bytes((folder / "1.jpg").read_bytes()[:200])
-    return folder.name
+    return folder
 
 
 def graph(folder: str, **train: object) -> Prompt:

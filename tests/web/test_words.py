@@ -18,7 +18,7 @@ ROOT = WEB.parent
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 ERRORS = {
     *("ConfigError", "DatasetError", "ModelError", "LoraFileError", "StorageError", "TrainingError"),
-    *("TrainerError", "_Misfit"),
+    *("TrainerError", "JobError", "_Misfit"),
 }
 ARGUMENTS = {**dict.fromkeys(ERRORS, 0), "_unusable": 1, "_check": 1, "cannot_use": 2, "_refused": 0}
 """Function → which argument of it is a sentence for the user."""
