@@ -68,14 +68,14 @@ class TrainLoRA(io.ComfyNode):
         if where == JOB:
             if origin is None:
                 raise ConfigError(
-                    "this Train LoRA was made by another node, so its graph cannot be written; set where to here"
+                    "this Train LoRA was made by another node, so its graph cannot be written; set where to"
+                    " here"
                 )
-            reporter = Reporter(cls.hidden.unique_id)
-            job = job_on_loaded(model, clip, vae, dataset, config, reporter, origin)
+            emit = Reporter(cls.hidden.unique_id)
+            job = job_on_loaded(model, clip, vae, dataset, config, emit, origin)
             told = f"{job} is written; train it by: python scripts/train.py {job.parent}"
-            return io.NodeOutput(
-                *(nothing_yet(),) * 3, ui=ui.PreviewText("\n\n".join([told, *reporter.notices]))
-            )
+            later = (nothing_yet(),) * 3
+            return io.NodeOutput(*later, ui=ui.PreviewText("\n\n".join([told, *emit.notices])))
         place = Place.of(cls.hidden.unique_id, cls.hidden.extra_pnginfo)
         with (
             telling_of_files(),

@@ -76,7 +76,8 @@ class Headless:
         if "execution_interrupted" in ends:
             raise Interrupted
         end = ends.get("execution_error", {})
-        raise GraphError(f"{end.get('node_type', 'a node')}: {end.get('exception_message', 'failed').strip()}")
+        node_type, message = end.get("node_type", "a node"), end.get("exception_message", "failed")
+        raise GraphError(f"{node_type}: {message.strip()}")
 
 
 def _explained(error: Mapping[str, Any], errors: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ class Origin:
     def of(cls, graph: Any, node: str | None, extra_pnginfo: Any) -> Origin | None:
         """By what ComfyUI tells a node. None outside of a prompt, or where another node made this one.
         Raises JobError."""
-        if not isinstance(graph, Mapping) or node not in graph:
+        if node is None or not isinstance(graph, Mapping) or node not in graph:
             return None
         job = extra_pnginfo.get(JOB) if isinstance(extra_pnginfo, Mapping) else None
         return cls(graph=graph, node=node, job=Job.parsed(job, "the job") if job is not None else None)
