@@ -20,7 +20,7 @@ from in_graph_lora.nodes import NODES
 from in_graph_lora.nodes.sockets import CATEGORY
 
 SCHEMAS = {node.define_schema().node_id: node.define_schema() for node in NODES}
-HOST_LISTS = ("sampler_name", "scheduler", "lora_name", "start_from", "run", "before", "after")
+HOST_LISTS = ("sampler_name", "scheduler", "lora_name", "start_from", "run", "before", "after", "recipe")
 """Inputs whose choices ComfyUI or the user's folders decide."""
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 RANGE = ("min", "max", "step", "options", "multiline")

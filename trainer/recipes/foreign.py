@@ -13,6 +13,7 @@ from .tool import NONE, REASONS, Converted, Tool, convert
 from .tools import TOOLS
 
 _LONGEST = 60
+_SECRET = re.compile(r"api_key|secret|password|(^|[_.])token$", re.IGNORECASE)
 
 
 def read(source: Source) -> Converted:
@@ -31,17 +32,16 @@ def recognised(source: Source) -> Tool:
         found = next((t for t in TOOLS if t.scripts and re.search(t.scripts, source.script)), None)
         if found is None:
             raise ConfigError(
-                f"config: {source.script[:60]!r} is no script whose options are known here; known are the LoRA scripts"
+                f"config: {source.script[:60]!r} is no script whose options are known here; known are the"
+                f" LoRA scripts"
                 " of sd-scripts, musubi-tuner and diffusers"
             )
         return found
     scores = [(bool(_signs(tool, source)) * _known(tool, source), -i, tool) for i, tool in enumerate(TOOLS)]
     best, _, tool = max(scores, key=lambda score: score[:2])
     if best < 2:
-        some = ", ".join(list(source.values)[:3])
-        raise ConfigError(
-            f"config: no known tool has settings such as {some[:120]}; known are {', '.join(t.title for t in TOOLS)}"
-        )
+        some, known = ", ".join(list(source.values)[:3]), ", ".join(t.title for t in TOOLS)
+        raise ConfigError(f"config: no known tool has settings such as {some[:120]}; known are {known}")
     return tool
 
 
@@ -84,17 +84,25 @@ def report(found: Converted) -> str:
 def _rows(names: Mapping[str, tuple[Any, list[str]]], values: Mapping[str, Any]) -> list[str]:
     rows = []
     for name, (value, decided) in names.items():
-        here = ", ".join(f"{s.rpartition('.')[2]} {_shown(values[s])}" for s in decided) or "the same"
+        here = (
+            ", ".join(f"{s.rpartition('.')[2]} {_shown(values[s])}" for s in decided) or "taken into account"
+        )
         nodes = ", ".join(dict.fromkeys(node_of(s) for s in decided)) or "–"
-        rows.append(f"| {name} | {_shown(value)} | {here} | {nodes} |")
+        rows.append(f"| {name} | {_value(name, value)} | {here} | {nodes} |")
     return rows
 
 
 def _items(names: Mapping[str, Any]) -> list[str]:
-    return [f"- `{name}` {_shown(value)}" for name, value in names.items()]
+    return [f"- `{_shown(name)}` {_value(name, value)}" for name, value in names.items()]
+
+
+def _value(name: str, value: Any) -> str:
+    """Keys and tokens are nobody's business, and reports are passed around."""
+    return "…" if _SECRET.search(name) else _shown(value)
 
 
 def _shown(value: Any) -> str:
+    """In one cell of a table."""
     if value is None:
         return "–"
     text = (

@@ -48,7 +48,8 @@ class Recipe:
     def report(self, language: str) -> str:
         """Markdown: what is set, why, and where that comes from."""
         rows = [
-            f"| {name.rpartition('.')[2]} | {_shown(v.value)} | {node_of(name)} | {v.why[language]} | {v.source} |"
+            f"| {name.rpartition('.')[2]} | {_shown(v.value)} | {node_of(name)} | {v.why[language]} |"
+            f" {v.source} |"
             for name, v in self.values.items()
         ]
         lines = [

@@ -1,4 +1,5 @@
-"""Settings by flat names, such as `adapter.rank`: the fields of TrainConfig, and of Framing below `framing`."""
+"""Settings by flat names, such as `adapter.rank`: the fields of TrainConfig, and of Framing below"
+" `framing`."""
 
 from __future__ import annotations
 

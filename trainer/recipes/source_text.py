@@ -50,7 +50,8 @@ def read_file(name: str, folder: Path) -> Source:
         raise ConfigError(f"config: {name[:80]!r} is no usable file name ({error}); write another") from error
     if not inside:
         raise ConfigError(
-            f"config: there is no file {name[:80]!r} in ComfyUI's input folder; put it there, or paste its text"
+            f"config: there is no file {name[:80]!r} in ComfyUI's input folder; put it there, or paste"
+            f" its text"
         )
     return read_lora(path) if path.suffix.lower() == ".safetensors" else read_text_file(path)
 
@@ -124,7 +125,8 @@ def flat(data: Any) -> dict[str, Any]:
     """Tables within tables under dotted names; lists of plain values stay. Raises ConfigError."""
     if not isinstance(data, Mapping) or not data:
         raise ConfigError(
-            "config: this is neither a file name nor a config; paste a TOML, JSON or YAML config, or a command"
+            "config: this is neither a file name nor a config; paste a TOML, JSON or YAML config, or a"
+            " command"
             " line, or name a file in ComfyUI's input folder"
         )
     found: dict[str, Any] = {}

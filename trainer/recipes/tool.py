@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 from ..errors import ConfigError
@@ -22,6 +23,7 @@ LAUNCH = "the launcher"
 MODEL = "the model: it is the one on the canvas"
 IDLE = "not used there for this kind of model"
 NONE = "no counterpart here, so this part is not the same"
+_OWN_RATE = 0.1
 REASONS = (NONE, DATA, SAMPLES, FILES, MEMORY, MODEL, PATH, LAUNCH, ALWAYS, IDLE)
 """Why a name has no setting here; those that change what is learned come first."""
 
@@ -82,9 +84,12 @@ class Tool:
     fields: Mapping[str, Converter]
     """Their name → what it does here."""
     left: Mapping[str, str]
-    """Reason → names without a setting here, separated by spaces; a name may end in *."""
+    """Reason → names without a setting here, separated by spaces. * is any part; the longest that
+    fits counts."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What the tool takes where the config is silent, as far as it decides anything here."""
+    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Name → values with which it changes nothing there."""
     scripts: str = ""
     """Expression of the script's name in a command line."""
     always: Sequence[Callable[[Reading], None]] = ()
@@ -97,11 +102,17 @@ class Tool:
     """Names whose values tell the family."""
 
     def reason(self, name: str) -> str | None:
-        for reason, names in self.left.items():
-            for known in names.split():
-                if name == known or (known.endswith("*") and name.startswith(known[:-1])):
-                    return reason
-        return LAUNCH if name.startswith(LAUNCHER) else None
+        if name.startswith(LAUNCHER):
+            return LAUNCH
+        fits = [(len(known), reason) for reason, known in self._patterns() if fnmatchcase(name, known)]
+        return max(fits)[1] if fits else None
+
+    def _patterns(self) -> Iterator[tuple[str, str]]:
+        return ((reason, known) for reason, names in self.left.items() for known in names.split())
+
+    def is_off(self, name: str, value: Any) -> bool:
+        neutral = map(str, self.neutral.get(name, ()))
+        return is_off(value) or str(value).removesuffix(".0") in neutral
 
     def known(self, name: str) -> bool:
         return name in self.fields or self.reason(name) is not None
@@ -126,40 +137,53 @@ class Converted:
 def convert(tool: Tool, source: Source) -> Converted:
     """Every name of the config ends in one of the parts. Raises ConfigError for values that cannot be."""
     names = tool.rename(source.values)
-    reading = Reading(given={**tool.defaults, **names}, script=source.script)
+    off, unknown = [n for n, v in names.items() if _is_empty(v) and tool.known(n)], {}
+    given = {n: v for n, v in names.items() if n not in off}
+    reading = Reading(given={**tool.defaults, **given}, script=source.script)
     for rule in tool.always:
         reading.now = tool.title
         rule(reading)
-    off, unknown = [], {}
-    for name, value in reading.given.items():
+    for name, value in list(reading.given.items()):
         reading.now = name
         if name in reading.left.get(IDLE, {}):
             continue
         if name in tool.fields:
-            if is_off(value) and name not in tool.defaults:
+            if name not in tool.defaults and tool.is_off(name, value):
                 off.append(name)
             else:
                 tool.fields[name](reading, value)
         elif (reason := tool.reason(name)) is None:
             unknown[name] = value
-        elif is_off(value):
+        elif tool.is_off(name, value):
             off.append(name)
         else:
             reading.leave(reason)
+    _stand_in(reading)
     decided = {n: (reading.given.get(n), s) for n, s in reading.taken.items()}
     silent = [n for n in names if n not in decided and n not in off and n not in unknown]
     silent = [n for n in silent if not any(n in left for left in reading.left.values())]
     return Converted(
         tool=tool,
         settings=reading.settings,
-        taken={n: v for n, v in decided.items() if n in names} | {n: (names[n], []) for n in silent},
-        assumed={n: v for n, v in decided.items() if n not in names},
+        taken={n: v for n, v in decided.items() if n in given} | {n: (names[n], []) for n in silent},
+        assumed={n: v for n, v in decided.items() if n not in given},
         notes=reading.notes,
         left=reading.left,
         off=off,
         unknown=unknown,
         families=_families(tool, reading),
     )
+
+
+def _stand_in(reading: Reading) -> None:
+    """A rate for optimizers that find their own is none for others."""
+    name, rate = (reading.settings.get(f"optimizer.{n}") for n in ("name", "learning_rate"))
+    if name != "prodigy" and rate is not None and rate >= _OWN_RATE:
+        start = 0.01 if name == "adafactor" else 1e-4
+        reading.settings["optimizer.learning_rate"] = start
+        reading.note(
+            f"the rate {rate:g} is for an optimizer that finds its own; with {name or 'adamw'} it is {start:g} here"
+        )
 
 
 def _families(tool: Tool, reading: Reading) -> tuple[str, ...]:
@@ -218,6 +242,10 @@ def number(name: str, value: Any) -> float:
 
 def truth(value: Any) -> bool:
     return not is_off(value) and str(value).lower() != "no"
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.strip() in ("", "None"))
 
 
 def is_off(value: Any) -> bool:

@@ -3,7 +3,8 @@
 from ..tool import Tool
 from .ai_toolkit import AI_TOOLKIT
 from .diffusers import DIFFUSERS
-from .kohya import GUI, KOHYA, MUSUBI
+from .kohya import KOHYA, MUSUBI
+from .kohya_gui import GUI
 from .metadata import METADATA, OWN
 from .onetrainer import ONETRAINER
 from .simpletuner import SIMPLETUNER

@@ -142,10 +142,25 @@ def prompts(reading: Reading, value: Any) -> None:
 FIELDS = {
     **dict.fromkeys(
         (
-            "job", "type", "network.type", "network.rank", "network.linear", "network.alpha", "network.linear_alpha",
-            "train.lr", "train.unet_lr", "train.text_encoder_lr", "train.train_text_encoder", "train.timestep_type",
-            "train.noise_scheduler", "train.linear_timesteps", "train.ema_config.ema_decay", "train.train_unet",
-            "train.diff_output_preservation_multiplier", "train.diff_output_preservation_class", "network.conv",
+            "job",
+            "type",
+            "network.type",
+            "network.rank",
+            "network.linear",
+            "network.alpha",
+            "network.linear_alpha",
+            "train.lr",
+            "train.unet_lr",
+            "train.text_encoder_lr",
+            "train.train_text_encoder",
+            "train.timestep_type",
+            "train.noise_scheduler",
+            "train.linear_timesteps",
+            "train.ema_config.ema_decay",
+            "train.train_unet",
+            "train.diff_output_preservation_multiplier",
+            "train.diff_output_preservation_class",
+            "network.conv",
             "network.transformer_only",
         ),
         together,
@@ -193,14 +208,22 @@ FIELDS = {
     "sample.num_frames": to("preview.frames"),
     "train.seed": to("seed"),
     "training_seed": to("seed"),
-}  # fmt: skip
+}
 
 _FAMILIES = {
-    r"arch=flux2|arch=flux_2": "flux2", r"arch=flux|is_flux=True": "flux1", r"arch=(sdxl|xl)|is_xl=True": "sdxl_base_v1-0",
-    r"arch=qwen_image": "qwen_image", r"arch=zimage": "z_image", r"arch=wan2?1": "wan2.1", r"arch=sd3|is_v3=True": "sd3",
-    r"arch=chroma": "chroma", r"arch=hidream": "hidream", r"arch=lumina2|is_lumina2=True": "lumina2",
-    r"is_v2=True": "sd_v2", r"arch=sd1?5?(\s|$)": "sd_v1",
-}  # fmt: skip
+    r"arch=flux2|arch=flux_2": "flux2",
+    r"arch=flux|is_flux=True": "flux1",
+    r"arch=(sdxl|xl)|is_xl=True": "sdxl_base_v1-0",
+    r"arch=qwen_image": "qwen_image",
+    r"arch=zimage": "z_image",
+    r"arch=wan2?1": "wan2.1",
+    r"arch=sd3|is_v3=True": "sd3",
+    r"arch=chroma": "chroma",
+    r"arch=hidream": "hidream",
+    r"arch=lumina2|is_lumina2=True": "lumina2",
+    r"is_v2=True": "sd_v2",
+    r"arch=sd1?5?(\s|$)": "sd_v1",
+}
 
 AI_TOOLKIT = Tool(
     title="ai-toolkit",
@@ -211,22 +234,38 @@ AI_TOOLKIT = Tool(
         NONE: "train.* network.* slider* decorator* embedding* adapter* trigger_word",
         DATA: "datasets.*",
         SAMPLES: "sample.* train.disable_sampling train.skip_first_sample train.force_first_sample",
-        FILES: "save.* logging.* meta.* training_folder sqlite_db_path config.name performance_log_every log_dir",
+        FILES: "save.* logging.* meta.* training_folder sqlite_db_path config.name performance_log_every"
+        " log_dir",
         MEMORY: "device train.gradient_checkpointing train.xformers train.sdp train.attention_backend"
         " train.cache_text_embeddings train.unload_text_encoder network.layer_offloading model.quantize*"
-        " model.low_vram model.qtype* model.layer_offloading* model.compile* model.block_compile model.cache_size_limit"
-        " model.auto_memory model.split_model_* model.*dtype* model.vae_d* model.te_d* train.single_item_batching",
+        " model.low_vram model.qtype* model.layer_offloading* model.compile* model.block_compile"
+        " model.cache_size_limit"
+        " model.auto_memory model.split_model_* model.*dtype* model.vae_d* model.te_d*"
+        " train.single_item_batching",
         PATH: "model.name_or_path model.*_path model.*_name_or_path network.pretrained_lora_path",
         MODEL: "model.*",
         ALWAYS: "datasets.cache_*",
     },
     defaults={
-        "network.type": "lora", "train.lr": 1e-6, "train.steps": 1000, "train.batch_size": 1,
-        "train.optimizer": "adamw", "train.lr_scheduler": "constant", "train.max_grad_norm": 1.0,
-        "train.lr_scheduler_params.num_warmup_steps": 0, "datasets.keep_tokens": 0,
+        "network.type": "lora",
+        "train.lr": 1e-6,
+        "train.steps": 1000,
+        "train.batch_size": 1,
+        "train.optimizer": "adamw",
+        "train.lr_scheduler": "constant",
+        "train.max_grad_norm": 1.0,
+        "train.lr_scheduler_params.num_warmup_steps": 0,
+        "datasets.keep_tokens": 0,
     },
     always=(lora_only, rates, levels),
     rename=inner_names,
     families=_FAMILIES,
-    family_from=("model.arch", "model.is_flux", "model.is_xl", "model.is_v2", "model.is_v3", "model.is_lumina2"),
-)  # fmt: skip
+    family_from=(
+        "model.arch",
+        "model.is_flux",
+        "model.is_xl",
+        "model.is_v2",
+        "model.is_v3",
+        "model.is_lumina2",
+    ),
+)

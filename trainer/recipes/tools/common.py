@@ -77,7 +77,7 @@ def optimizer(reading: Reading, value: Any) -> None:
 def optimizer_args(reading: Reading, value: Any) -> None:
     """`name=value` items: weight_decay, betas and eps have settings here."""
     items = value if isinstance(value, list) else str(value).split()
-    for item in map(str, items):
+    for item in (str(item).strip("\"',") for item in items):
         name, _, text = item.partition("=")
         if name == "weight_decay":
             reading.set("optimizer.weight_decay", text)

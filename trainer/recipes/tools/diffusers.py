@@ -135,9 +135,12 @@ _TOGETHER = (
 DIFFUSERS = Tool(
     title="diffusers",
     source="huggingface/diffusers, examples/dreambooth and examples/text_to_image as of August 2026",
-    signs=frozenset({"instance_prompt", "instance_data_dir", "train_text_encoder", "adam_weight_decay", "lora_alpha"}),
+    signs=frozenset(
+        {"instance_prompt", "instance_data_dir", "train_text_encoder", "adam_weight_decay", "lora_alpha"}
+    ),
     fields={
         **dict.fromkeys(_TOGETHER.split(), together),
+        "use_dora": when_on(lambda r, _: r.set("adapter.kind", "dora")),
         "lora_dropout": to("adapter.dropout"),
         "train_batch_size": to("data.batch_size"),
         "gradient_accumulation_steps": to("optimizer.accumulation"),
@@ -168,32 +171,52 @@ DIFFUSERS = Tool(
     },
     left={
         NONE: "prodigy_* adam_weight_decay_text_encoder do_edm_style_training class_labels_conditioning"
-        " tokenizer_max_length text_encoder_use_attention_mask precondition_outputs lora_blocks prediction_type"
+        " tokenizer_max_length text_encoder_use_attention_mask precondition_outputs lora_blocks"
+        " prediction_type"
         " do_fp8_training bnb_quantization_config_path max_sequence_length freeze_model",
         DATA: "instance_data_dir class_data_dir dataset_name dataset_config_name train_data_dir image_column"
         " caption_column repeats max_train_samples aspect_ratio_buckets use_aspect_ratio_buckets"
         " image_interpolation_mode",
-        SAMPLES: "num_validation_images validation_epochs validation_images validation_steps skip_final_inference"
+        SAMPLES: "num_validation_images validation_epochs validation_images validation_steps"
+        " skip_final_inference"
         " final_validation_prompt",
         FILES: "output_dir resume_from_checkpoint logging_dir push_to_hub hub_* report_to output_kohya_format"
         " upcast_before_saving debug_loss",
-        MEMORY: "gradient_checkpointing allow_tf32 enable_xformers_memory_efficient_attention sample_batch_size"
+        MEMORY: "gradient_checkpointing allow_tf32 enable_xformers_memory_efficient_attention"
+        " sample_batch_size"
         " prior_generation_precision local_rank dataloader_num_workers set_grads_to_none offload"
-        " enable_npu_flash_attention",
+        " enable_npu_flash_attention fsdp_text_encoder",
         PATH: "pretrained_* revision variant tokenizer_name cache_dir",
         ALWAYS: "cache_latents pre_compute_text_embeddings",
     },
     defaults={
-        "rank": 4, "train_batch_size": 4, "num_train_epochs": 1, "gradient_accumulation_steps": 1,
-        "lr_scheduler": "constant", "lr_warmup_steps": 500, "adam_beta1": 0.9, "adam_beta2": 0.999,
-        "adam_weight_decay": 1e-2, "max_grad_norm": 1.0, "prior_loss_weight": 1.0, "num_class_images": 100,
-        "center_crop": False, "seed": 0,
+        "rank": 4,
+        "train_batch_size": 4,
+        "num_train_epochs": 1,
+        "gradient_accumulation_steps": 1,
+        "lr_scheduler": "constant",
+        "lr_warmup_steps": 500,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_weight_decay": 1e-2,
+        "max_grad_norm": 1.0,
+        "prior_loss_weight": 1.0,
+        "num_class_images": 100,
+        "center_crop": False,
+        "seed": 0,
     },
     scripts=r"^train_(dreambooth|text_to_image)_lora\w*\.py$",
     always=(adapter, rates, steps, optimizer, levels, prior),
     families={
-        r"lora_sdxl": "sdxl_base_v1-0", r"flux2": "flux2", r"flux": "flux1", r"sd3": "sd3", r"qwen": "qwen_image",
-        r"z_image": "z_image", r"lumina2": "lumina2", r"hidream": "hidream", r"krea2": "krea2",
+        r"lora_sdxl": "sdxl_base_v1-0",
+        r"flux2": "flux2",
+        r"flux": "flux1",
+        r"sd3": "sd3",
+        r"qwen": "qwen_image",
+        r"z_image": "z_image",
+        r"lumina2": "lumina2",
+        r"hidream": "hidream",
+        r"krea2": "krea2",
         r"_lora\.py": "sd_v1",
     },
-)  # fmt: skip
+)

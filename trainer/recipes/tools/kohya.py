@@ -1,4 +1,5 @@
-"""kohya's sd-scripts and musubi-tuner, by their arguments; the same names in their TOML and on the command line."""
+"""kohya's sd-scripts and musubi-tuner, by their arguments; the same names in their TOML and on the"
+" command line."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ def rates(reading: Reading) -> None:
     """unet_lr goes before learning_rate; the text encoder trains unless only the network does."""
     given = reading.given
     reading.now = "unet_lr" if not is_off(given.get("unet_lr")) else "learning_rate"
-    reading.set("optimizer.learning_rate", given.get(reading.now) or 1e-4)
+    reading.set("optimizer.learning_rate", given[reading.now])
+    if reading.now == "unet_lr" and truth(given.get("network_train_unet_only")):
+        reading.leave(IDLE, "learning_rate")
     if truth(given.get("network_train_unet_only")):
         reading.now = "network_train_unet_only"
         reading.set("optimizer.text_encoder_lr", 0.0)
@@ -85,9 +88,11 @@ def network(reading: Reading) -> None:
         reading.set("adapter.targets", _targets(module))
     if kind == "oft":
         reading.note("OFT has no alpha here, and its rank is the largest size of a block")
+    reading.now = "network_dim"
     reading.set("adapter.rank", given["network_dim"] or 4)
     if kind != "oft":
-        reading.set("adapter.alpha", given["network_alpha"])
+        reading.now = "network_alpha"
+        reading.set("adapter.alpha", given["network_alpha"] or 0)
     if not is_off(given.get("network_args")):
         reading.now = "network_args"
         _network_args(reading, args, kind)
@@ -127,6 +132,7 @@ def steps(reading: Reading) -> None:
     if not is_off(reading.given.get("max_train_epochs")):
         reading.now = "max_train_epochs"
         reading.set("epochs", reading.given["max_train_epochs"])
+        reading.leave(IDLE, "max_train_steps")
     else:
         reading.now = "max_train_steps"
         reading.set("steps", reading.given["max_train_steps"])
@@ -170,6 +176,16 @@ def levels(reading: Reading) -> None:
     if sampling in ("sigma", "shift") and "discrete_flow_shift" in given:
         reading.now = "discrete_flow_shift"
         reading.set("objective.shift", given["discrete_flow_shift"] or 0)
+    elif "discrete_flow_shift" in given:
+        reading.leave(IDLE, "discrete_flow_shift")
+
+
+def weights(reading: Reading) -> None:
+    """weighting_scheme, which is a weight of the loss or, with `sigma`, a density of the noise levels."""
+    given = reading.given
+    if "weighting_scheme" in reading.left.get(IDLE, {}):
+        return
+    sampling = str(given.get("timestep_sampling") or "")
     weighting = str(given.get("weighting_scheme") or "").lower()
     reading.now = "weighting_scheme"
     if weighting in ("sigma_sqrt", "cosmap"):
@@ -186,9 +202,12 @@ def prior(reading: Reading, value: Any) -> None:
         reading.set("prior.method", "class_images")
         reading.set("prior.weight", value)
         reading.note(
-            "regularization pictures: the loss is a mean over both kinds there, and a sum here; with as many of"
+            "regularization pictures: the loss is a mean over both kinds there, and a sum here; with as"
+            " many of"
             " each the sum is twice the mean, and AdamW's steps are the same"
         )
+    else:
+        reading.leave(IDLE)
 
 
 def regularization(reading: Reading, _value: Any) -> None:
@@ -207,9 +226,20 @@ _LOSSES = {"l2": "mse", "huber": "huber", "smooth_l1": "huber", "l1": "l1"}
 FIELDS: dict[str, Converter] = {
     **dict.fromkeys(
         (
-            "learning_rate", "unet_lr", "text_encoder_lr", "network_train_unet_only", "network_module",
-            "network_args", "network_dim", "network_alpha", "max_train_steps", "max_train_epochs",
-            "timestep_sampling", "weighting_scheme", "discrete_flow_shift", "network_train_text_encoder_only",
+            "learning_rate",
+            "unet_lr",
+            "text_encoder_lr",
+            "network_train_unet_only",
+            "network_module",
+            "network_args",
+            "network_dim",
+            "network_alpha",
+            "max_train_steps",
+            "max_train_epochs",
+            "timestep_sampling",
+            "weighting_scheme",
+            "discrete_flow_shift",
+            "network_train_text_encoder_only",
         ),
         together,
     ),
@@ -259,48 +289,60 @@ FIELDS: dict[str, Converter] = {
     "save_every_n_steps": to("save.every"),
     "save_last_n_steps_state": to("save.keep"),
     "sample_every_n_steps": to("preview.every"),
-}  # fmt: skip
+}
 
 LEFT = {
     NONE: "scale_weight_norms base_weights base_weights_multiplier dim_from_weights multires_noise_iterations"
     " multires_noise_discount adaptive_noise_scale noise_offset_random_strength"
-    " ip_noise_gamma_random_strength zero_terminal_snr v_pred_like_loss scale_v_pred_loss_like_noise_pred"
-    " huber_scale full_fp16 full_bf16 clip_skip token_warmup_min token_warmup_step lr_scheduler_type"
-    " lr_scheduler_args lr_decay_steps lr_scheduler_timescale lr_scheduler_min_lr_ratio fp8_base"
-    " fp8_base_unet caption_dropout_every_n_epochs keep_tokens_separator secondary_separator"
-    " enable_wildcard training_shift clip_l_dropout_rate clip_g_dropout_rate t5_dropout_rate"
-    " pos_emb_random_crop_rate enable_scaled_pos_embed apply_t5_attn_mask apply_lg_attn_mask split_mode"
-    " initial_epoch initial_step skip_until_initial_step validation_split validation_seed"
-    " validate_every_n_steps validate_every_n_epochs max_validation_steps system_prompt self_attn_lr"
-    " cross_attn_lr mlp_lr mod_lr llm_adapter_lr num_timestep_buckets preserve_distribution_shape"
-    " show_timesteps fp8_scaled fp8_llm fp8_t5 fp8_vl remove_first_image_from_target num_layers"
-    " timestep_boundary one_frame f1 latent_window_size bulk_decode",
+    " ip_noise_gamma_random_strength zero_terminal_snr v_pred_like_loss"
+    " scale_v_pred_loss_like_noise_pred huber_scale full_fp16 full_bf16 clip_skip token_warmup_min"
+    " token_warmup_step lr_scheduler_type lr_scheduler_args lr_decay_steps lr_scheduler_timescale"
+    " lr_scheduler_min_lr_ratio fp8_base fp8_base_unet caption_dropout_every_n_epochs"
+    " keep_tokens_separator secondary_separator enable_wildcard training_shift clip_l_dropout_rate"
+    " clip_g_dropout_rate t5_dropout_rate pos_emb_random_crop_rate enable_scaled_pos_embed"
+    " apply_t5_attn_mask apply_lg_attn_mask split_mode initial_epoch initial_step"
+    " skip_until_initial_step validation_split validation_seed validate_every_n_steps"
+    " validate_every_n_epochs max_validation_steps system_prompt self_attn_lr cross_attn_lr mlp_lr"
+    " mod_lr llm_adapter_lr num_timestep_buckets preserve_distribution_shape show_timesteps fp8_scaled"
+    " fp8_llm fp8_t5 fp8_vl remove_first_image_from_target num_layers dino_loss_* *nabla_* i2v_mode"
+    " ideogram4_* initial_sigma noise_clip_std noise_scale_* sampler_preset scheduler_scale"
+    " skip_t2i_visual_dummy validate_caption_structure warn_on_caption_issues timestep_boundary"
+    " one_frame f1 latent_window_size bulk_decode",
     DATA: "train_data_dir dataset_config in_json enable_bucket min_bucket_reso max_bucket_reso"
     " caption_extension caption_extention caption_separator caption_prefix caption_suffix color_aug"
     " face_crop_aug_range conditioning_data_dir dataset_repeats resize_interpolation dataset_class"
     " max_token_length t5xxl_max_token_length gemma2_max_token_length qwen3_max_token_length"
-    " t5_max_token_length debug_dataset support_* train_on_input",
-    SAMPLES: "sample_prompts sample_sampler sample_every_n_epochs sample_at_first sample_batch_size flow_shift",
-    FILES: "output_dir output_name huggingface_* save_state_to_huggingface resume_from_huggingface async_upload"
+    " t5_max_token_length debug_dataset support_*",
+    SAMPLES: "sample_prompts sample_sampler sample_every_n_epochs sample_at_first sample_batch_size"
+    " flow_shift",
+    FILES: "output_dir output_name huggingface_* save_state_to_huggingface resume_from_huggingface"
+    " async_upload"
     " save_precision save_every_n_epochs save_n_epoch_ratio save_last_n_epochs save_last_n_epochs_state"
     " save_last_n_steps save_state save_state_on_train_end save_model_as use_safetensors no_metadata"
     " training_comment logging_dir log_* wandb_* metadata_* console_log_* output_config",
-    MEMORY: "mem_eff_attn torch_compile compile* dynamo_* xformers sdpa flash_attn flash3 sage_attn split_attn"
+    MEMORY: "mem_eff_attn torch_compile compile* dynamo_* xformers sdpa flash_attn flash3 sage_attn"
+    " split_attn"
     " attn_mode use_flash_attn use_sage_attn max_data_loader_n_workers persistent_data_loader_workers"
     " gradient_checkpointing* ddp_* lowram lowvram highvram blocks_to_swap fused_backward_pass deepspeed"
-    " zero* offload* fp16_master_weights_and_gradients cpu_offload_checkpointing vae_* img_in_txt_in_offloading"
+    " zero* offload* fp16_master_weights_and_gradients cpu_offload_checkpointing vae_*"
+    " img_in_txt_in_offloading"
     " use_pinned_memory_for_block_swap block_swap_* disable_* cuda_* vae_tiling text_encoder_dtype"
-    " text_encoder_batch_size t5xxl_device t5xxl_dtype no_half_vae skip_cache_check cache_info use_32bit_attention"
+    " text_encoder_batch_size t5xxl_device t5xxl_dtype no_half_vae skip_cache_check cache_info"
+    " use_32bit_attention fp8_text_encoder no_vae_load"
+    ""
     " force_v2_1_time_embedding",
     MODEL: "v2 v_parameterization model_type task dit_dtype dit_in_channels save_clip save_t5xxl",
     PATH: "pretrained_model_name_or_path vae ae clip_l clip_g t5xxl t5 clip gemma2 qwen3 dit dit_high_noise"
     " text_encoder text_encoder1 text_encoder2 image_encoder byt5 llm_adapter_path t5_tokenizer_path"
-    " tokenizer_cache_dir controlnet_model_name_or_path network_weights resume config_file",
-    ALWAYS: "cache_latents cache_latents_to_disk cache_text_encoder_outputs cache_text_encoder_outputs_to_disk",
-}  # fmt: skip
+    " override_dit turbo_dit* unconditional_dit use_unconditional_dit_for_lora_sampling"
+    " text_encoder_clip text_encoder_qwen tokenizer_cache_dir controlnet_model_name_or_path"
+    " network_weights resume config_file",
+    ALWAYS: "cache_latents cache_latents_to_disk cache_text_encoder_outputs"
+    " cache_text_encoder_outputs_to_disk",
+}
 
 FAMILIES = {
-    r"sdxl": "sdxl_base_v1-0",
+    r"sdxl_": "sdxl_base_v1-0",
     r"flux_2|lora_flux_2": "flux2",
     r"chroma": "chroma",
     r"flux": "flux1",
@@ -315,12 +357,30 @@ FAMILIES = {
     r"\bv2=(true|True|1)": "sd_v2",
     r"(^| )train_network\.py": "sd_v1",
 }
-_ALWAYS = (unused, network, rates, steps, levels)
-_DEFAULTS = {
-    "network_dim": 4, "network_alpha": 1, "learning_rate": 2e-6, "max_train_steps": 1600, "max_grad_norm": 1.0,
-    "lr_scheduler": "constant", "lr_warmup_steps": 0, "optimizer_type": "adamw", "gradient_accumulation_steps": 1,
-    "keep_tokens": 0, "seed": 0,
-}  # fmt: skip
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "clip_skip": (1,),
+    "multires_noise_discount": (0.3,),
+    "huber_scale": (1,),
+    "token_warmup_min": (1,),
+    "lr_scheduler_num_cycles": (1,),
+    "lr_scheduler_power": (1,),
+}
+"""What changes nothing there."""
+ALWAYS_THERE = (unused, network, rates, steps, levels, weights)
+DEFAULTS = {
+    "network_dim": 4,
+    "network_alpha": 1,
+    "learning_rate": 2e-6,
+    "max_train_steps": 1600,
+    "max_grad_norm": 1.0,
+    "lr_scheduler": "constant",
+    "lr_warmup_steps": 0,
+    "optimizer_type": "adamw",
+    "gradient_accumulation_steps": 1,
+    "keep_tokens": 0,
+    "masked_loss": False,
+    "seed": 0,
+}
 
 KOHYA = Tool(
     title="kohya sd-scripts",
@@ -328,9 +388,10 @@ KOHYA = Tool(
     signs=frozenset({"network_module", "network_dim", "network_alpha", "unet_lr", "network_args"}),
     fields=FIELDS,
     left=LEFT,
-    defaults=_DEFAULTS | {"train_batch_size": 1, "network_train_unet_only": False},
+    defaults=DEFAULTS | {"train_batch_size": 1, "network_train_unet_only": False},
     scripts=r"^(sdxl_|flux_|sd3_|lumina_|anima_|hunyuan_image_)?train_network\.py$",
-    always=_ALWAYS,
+    always=ALWAYS_THERE,
+    neutral=NEUTRAL,
     families=FAMILIES,
     family_from=("network_module", "v2", "model_type"),
 )
@@ -340,72 +401,11 @@ MUSUBI = Tool(
     signs=frozenset({"dit", "dit_high_noise", "fp8_llm"}),
     fields=FIELDS,
     left=LEFT,
-    defaults=_DEFAULTS
+    defaults=DEFAULTS
     | {"timestep_sampling": "sigma", "weighting_scheme": "none", "discrete_flow_shift": 1.0},
     scripts=r"^(hv|hv_1_5|wan|fpack|flux_kontext|flux_2|qwen_image|zimage|krea2|kandinsky5)_train_network\.py$",
-    always=_ALWAYS,
+    always=ALWAYS_THERE,
+    neutral=NEUTRAL,
     families=FAMILIES,
     family_from=("network_module", "task"),
-)
-
-
-def _gui_names(values: Any) -> dict[str, Any]:
-    """The GUI's own names, and what it leaves out as 0, in those of the scripts."""
-    renamed = {"max_resolution": "resolution", "optimizer": "optimizer_type", "LoRA_type": "LoRA_type"}
-    found = {renamed.get(name, name): value for name, value in values.items()}
-    for name in ("max_train_steps", "max_train_epochs", "unet_lr", "keep_tokens"):
-        if found.get(name) in ("0", 0, ""):
-            found.pop(name)
-    if "max_train_steps" not in found and "max_train_epochs" not in found and not is_off(found.get("epoch")):
-        found["max_train_epochs"] = found.pop("epoch")
-    if not is_off(found.get("lr_warmup")) and is_off(found.get("lr_warmup_steps")):
-        found["lr_warmup_steps"] = number("lr_warmup", found["lr_warmup"]) / 100
-    words = str(found.get("LoRA_type", "Standard"))
-    algo = {"lycoris/loha": "loha", "lycoris/lokr": "lokr", "lycoris/locon": "locon", "lycoris/lora": "lora"}
-    if (word := words.lower()) in algo:
-        found["network_module"] = "lycoris.kohya"
-        found["network_args"] = [f"algo={algo[word]}", f"dora_wd={found.get('dora_wd', False)}"]
-    elif word in ("standard", "flux1", "sd3", "lumina", "kohya locon"):
-        found["network_module"] = {"flux1": "networks.lora_flux", "sd3": "networks.lora_sd3",
-                                   "lumina": "networks.lora_lumina"}.get(word, "networks.lora")  # fmt: skip
-        if word == "kohya locon":
-            found["network_args"] = [f"conv_dim={found.get('conv_dim', 1)}"]
-    else:
-        found["network_module"], found["network_args"] = "lycoris.kohya", [f"algo={word}"]
-    # 0 is "not trained" for Flux's GUI and "as the learning rate" nowhere.
-    found["network_train_unet_only"] = is_off(found.get("text_encoder_lr"))
-    return found
-
-
-GUI = Tool(
-    title="kohya_ss",
-    source="bmaltais/kohya_ss, its presets as of July 2026",
-    signs=frozenset({"LoRA_type", "max_resolution", "LyCORIS_preset"}),
-    fields={
-        **FIELDS,
-        "LoRA_type": together,
-        "lr_warmup": together,
-        "sdxl": together,
-        "loraplus_lr_ratio": when_on(to("optimizer.lora_plus_ratio")),
-        "dora_wd": together,
-        "epoch": together,
-    },  # fmt: skip
-    left={
-        **LEFT,
-        NONE: LEFT[NONE]
-        + " LyCORIS_preset block_* conv_* down_lr_weight mid_lr_weight up_lr_weight bypass_mode constrain"
-        " decompose_both factor module_dropout rank_dropout rank_dropout_scale rescaled train_norm unit use_cp"
-        " use_scalar use_tucker loraplus_text_encoder_lr_ratio loraplus_unet_lr_ratio noise_offset_type"
-        " stop_text_encoder_training train_blocks additional_parameters",
-        MEMORY: LEFT[MEMORY]
-        + " main_process_port multi_gpu gpu_ids num_* extra_accelerate_launch_args mem_eff_save",
-        FILES: LEFT[FILES] + " save_as_bool",
-        MODEL: LEFT[MODEL] + " model_list flux1_checkbox sd3_checkbox",
-        ALWAYS: LEFT[ALWAYS] + " flux1_cache_* sdxl_cache_* sd3_cache_* sdxl_no_half_vae",
-    },
-    defaults=_DEFAULTS | {"train_batch_size": 1},
-    always=_ALWAYS,
-    rename=_gui_names,
-    families={r"sdxl=True": "sdxl_base_v1-0", **FAMILIES, r"networks\.lora( |$)": "sd_v1"},
-    family_from=("network_module", "sdxl", "v2"),
 )

@@ -13,13 +13,21 @@ from ..settings import DEFAULTS
 from ..source_text import flat
 from ..tool import DATA, FILES, MODEL, NONE, Reading, Tool, to
 from .common import OPTIMIZERS, optimizer_args
-from .kohya import FAMILIES, FIELDS, KOHYA, LEFT
+from .kohya import FAMILIES, FIELDS, KOHYA, LEFT, NEUTRAL
 
 _LITERALS = {"None": None, "True": True, "False": False}
 _MODELS = {
-    r"sdxl": "sdxl_base_v1-0", r"sd_v1|sd_1": "sd_v1", r"sd_v2|sd_2": "sd_v2", r"flux2": "flux2", r"flux": "flux1",
-    r"sd3": "sd3", r"qwen": "qwen_image", r"z_?image": "z_image", r"wan": "wan2.1", r"chroma": "chroma",
-}  # fmt: skip
+    r"sdxl": "sdxl_base_v1-0",
+    r"sd_v1|sd_1": "sd_v1",
+    r"sd_v2|sd_2": "sd_v2",
+    r"flux2": "flux2",
+    r"flux": "flux1",
+    r"sd3": "sd3",
+    r"qwen": "qwen_image",
+    r"z_?image": "z_image",
+    r"wan": "wan2.1",
+    r"chroma": "chroma",
+}
 
 
 def plain_names(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +83,8 @@ METADATA = Tool(
         + " datasets dataset_dirs reg_dataset_dirs tag_frequency bucket_info num_train_images num_reg_images"
         " num_train_items num_batches_per_epoch num_validation_images total_batch_size",
         FILES: LEFT[FILES]
-        + " modelspec.* sshs_* session_id training_started_at training_finished_at steps epoch num_epochs sd_scripts_commit_hash"
+        + " modelspec.* sshs_* session_id training_started_at training_finished_at steps epoch num_epochs"
+        " sd_scripts_commit_hash"
         " in_graph_lora.* format",
         MODEL: LEFT[MODEL] + " base_model_version sd_model_* new_sd_model_hash vae_name vae_hash new_vae_hash"
         " base_precision has_control",
@@ -83,6 +92,7 @@ METADATA = Tool(
     },
     defaults={"network_dim": 4, "network_alpha": 1, "max_train_steps": 1600, "learning_rate": 1e-4},
     always=KOHYA.always,
+    neutral=NEUTRAL,
     rename=plain_names,
     families={**_MODELS, **FAMILIES},
     family_from=("base_model_version", "network_module"),

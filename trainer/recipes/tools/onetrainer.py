@@ -85,7 +85,8 @@ def layers(reading: Reading) -> None:
 
 
 def rate(reading: Reading) -> None:
-    """The part's own rate goes before the general one; learning_rate_scaler multiplies by √ of the pictures."""
+    """The part's own rate goes before the general one; learning_rate_scaler multiplies by √ of the"
+    " pictures."""
     given = reading.given
     part = "transformer" if not is_off(given.get("transformer.learning_rate")) else "unet"
     name = f"{part}.learning_rate"
@@ -221,10 +222,29 @@ _PARTS = (
 FIELDS = {
     **dict.fromkeys(
         (
-            "training_method", "__version", "peft_type", "lora_rank", "lora_alpha", "lora_decompose", "layer_filter",
-            "learning_rate", "learning_rate_scaler", "timestep_distribution", "noising_bias", "noising_weight",
-            "timestep_shift", "dynamic_timestep_shifting", "mse_strength", "mae_strength", "huber_strength",
-            "huber_delta", "loss_weight_fn", "loss_weight_strength", "ema_decay", "oft_block_size", "lokr_dim",
+            "training_method",
+            "__version",
+            "peft_type",
+            "lora_rank",
+            "lora_alpha",
+            "lora_decompose",
+            "layer_filter",
+            "learning_rate",
+            "learning_rate_scaler",
+            "timestep_distribution",
+            "noising_bias",
+            "noising_weight",
+            "timestep_shift",
+            "dynamic_timestep_shifting",
+            "mse_strength",
+            "mae_strength",
+            "huber_strength",
+            "huber_delta",
+            "loss_weight_fn",
+            "loss_weight_strength",
+            "ema_decay",
+            "oft_block_size",
+            "lokr_dim",
             *(f"{part}.{name}" for part in _PARTS for name in ("learning_rate", "train", "include")),
         ),
         together,
@@ -255,14 +275,24 @@ FIELDS = {
     "masked_training": to("objective.masked"),
     "unmasked_weight": to("objective.unmasked_weight"),
     "masked_prior_preservation_weight": when_on(lambda r, _: r.leave(NONE)),
-}  # fmt: skip
+}
 
 _FAMILIES = {
-    r"STABLE_DIFFUSION_15": "sd_v1", r"STABLE_DIFFUSION_2": "sd_v2", r"STABLE_DIFFUSION_XL": "sdxl_base_v1-0",
-    r"STABLE_DIFFUSION_3": "sd3", r"FLUX_2": "flux2", r"FLUX": "flux1", r"CHROMA": "chroma",
-    r"QWEN": "qwen_image", r"Z_IMAGE": "z_image", r"PIXART": "pixart", r"HUNYUAN_VIDEO": "hunyuan_video",
-    r"HI_DREAM": "hidream", r"ANIMA": "anima", r"KREA_2": "krea2",
-}  # fmt: skip
+    r"STABLE_DIFFUSION_15": "sd_v1",
+    r"STABLE_DIFFUSION_2": "sd_v2",
+    r"STABLE_DIFFUSION_XL": "sdxl_base_v1-0",
+    r"STABLE_DIFFUSION_3": "sd3",
+    r"FLUX_2": "flux2",
+    r"FLUX": "flux1",
+    r"CHROMA": "chroma",
+    r"QWEN": "qwen_image",
+    r"Z_IMAGE": "z_image",
+    r"PIXART": "pixart",
+    r"HUNYUAN_VIDEO": "hunyuan_video",
+    r"HI_DREAM": "hidream",
+    r"ANIMA": "anima",
+    r"KREA_2": "krea2",
+}
 
 ONETRAINER = Tool(
     title="OneTrainer",
@@ -270,7 +300,8 @@ ONETRAINER = Tool(
     signs=frozenset({"training_method", "lora_rank", "concept_file_name", "timestep_distribution"}),
     fields=FIELDS,
     left={
-        NONE: "lora_decompose_* lokr_* oft_* custom_learning_rate_scheduler scheduler_params learning_rate_min_factor"
+        NONE: "lora_decompose_* lokr_* oft_* custom_learning_rate_scheduler scheduler_params"
+        " learning_rate_min_factor"
         " log_cosh_strength vb_loss_strength loss_scaler generalized_offset_noise unmasked_probability"
         " rescale_noise_scheduler_to_zero_terminal_snr force_v_prediction force_epsilon_prediction"
         " normalize_masked_area_loss embedding* additional_embeddings* preserve_embedding_norm"
@@ -278,25 +309,44 @@ ONETRAINER = Tool(
         " force_circular_padding lora_weight_dtype fallback_train_dtype lora_model_name",
         DATA: "concepts* aspect_ratio_bucketing frames text_encoder*_sequence_length",
         SAMPLES: "sample* samples* non_ema_sampling validat*",
-        FILES: "output_* workspace_dir cache_dir debug_* tensorboard* save_* backup_* rolling_* secrets* cloud*"
-        " include_train_config prevent_overwrites continue_last_backup bundle_additional_embeddings only_cache"
+        FILES: "output_* workspace_dir cache_dir debug_* tensorboard* save_* backup_* rolling_* secrets*"
+        " cloud*"
+        " include_train_config prevent_overwrites continue_last_backup bundle_additional_embeddings"
+        " only_cache"
         " clear_cache_before_training",
-        MEMORY: "gradient_checkpointing* dataloader_threads train_device temp_device enable_* attention_mechanism"
-        " async_* multi_gpu device_indexes gradient_reduce_precision fused_* quantization* layer_offload_fraction"
+        MEMORY: "gradient_checkpointing* dataloader_threads train_device temp_device enable_*"
+        " attention_mechanism"
+        " async_* multi_gpu device_indexes gradient_reduce_precision fused_* quantization*"
+        " layer_offload_fraction"
         " embedding_weight_dtype",
         MODEL: "model_type vae* effnet_encoder* decoder* unconditional_transformer* text_encoder*_layer_skip"
         " unet.* transformer.* prior.* text_encoder.* text_encoder_2.* text_encoder_3.* text_encoder_4.*",
-        PATH: "base_model_name concept_file_name sample_definition_file_name huggingface_cache_dir offline_mode",
+        PATH: "base_model_name concept_file_name sample_definition_file_name huggingface_cache_dir"
+        " offline_mode",
         ALWAYS: "latent_caching",
     },
     defaults={
-        "peft_type": "LORA", "lora_rank": 16, "lora_alpha": 1.0, "oft_block_size": 32, "lokr_dim": 16,
-        "learning_rate": 3e-6, "learning_rate_scheduler": "CONSTANT", "learning_rate_warmup_steps": 200.0,
-        "epochs": 100, "batch_size": 1, "gradient_accumulation_steps": 1, "ema": "OFF", "ema_decay": 0.999,
-        "clip_grad_norm": 1.0, "timestep_distribution": "UNIFORM", "loss_weight_strength": 5.0,
-        "mse_strength": 1.0, "optimizer.optimizer": "ADAMW", "masked_training": False,
+        "peft_type": "LORA",
+        "lora_rank": 16,
+        "lora_alpha": 1.0,
+        "oft_block_size": 32,
+        "lokr_dim": 16,
+        "learning_rate": 3e-6,
+        "learning_rate_scheduler": "CONSTANT",
+        "learning_rate_warmup_steps": 200.0,
+        "epochs": 100,
+        "batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "ema": "OFF",
+        "ema_decay": 0.999,
+        "clip_grad_norm": 1.0,
+        "timestep_distribution": "UNIFORM",
+        "loss_weight_strength": 5.0,
+        "mse_strength": 1.0,
+        "optimizer.optimizer": "ADAMW",
+        "masked_training": False,
     },
     always=(lora_only, adapter, layers, rate, levels, loss),
     families=_FAMILIES,
     family_from=("model_type",),
-)  # fmt: skip
+)

@@ -63,8 +63,15 @@ def steps(reading: Reading) -> None:
 
 def optimizer(reading: Reading, value: Any) -> None:
     word = str(value).lower()
-    plain = {"adamw_bf16": "adamw", "bnb-adamw8bit": "adamw8bit", "bnb-adamw": "adamw", "bnb-lion8bit": "lion8bit",
-             "optimi-lion": "lion", "optimi-adamw": "adamw", "adamw_schedulefree": "schedule_free_adamw"}  # fmt: skip
+    plain = {
+        "adamw_bf16": "adamw",
+        "bnb-adamw8bit": "adamw8bit",
+        "bnb-adamw": "adamw",
+        "bnb-lion8bit": "lion8bit",
+        "optimi-lion": "lion",
+        "optimi-adamw": "adamw",
+        "adamw_schedulefree": "schedule_free_adamw",
+    }
     found = plain.get(word) or OPTIMIZERS.get(word)
     if found is None:
         reading.leave(NONE)
@@ -117,8 +124,21 @@ SIMPLETUNER = Tool(
     signs=frozenset({"model_family", "data_backend_config", "lora_type", "base_model_precision"}),
     fields={
         **dict.fromkeys(
-            "model_type lora_type use_dora lora_rank lora_alpha max_train_steps num_train_epochs train_text_encoder"
-            " text_encoder_lr flow_schedule_shift flow_use_uniform_schedule resolution_type offset_noise".split(),
+            [
+                "model_type",
+                "lora_type",
+                "use_dora",
+                "lora_rank",
+                "lora_alpha",
+                "max_train_steps",
+                "num_train_epochs",
+                "train_text_encoder",
+                "text_encoder_lr",
+                "flow_schedule_shift",
+                "flow_use_uniform_schedule",
+                "resolution_type",
+                "offset_noise",
+            ],
             together,
         ),
         "lora_dropout": to("adapter.dropout"),
@@ -140,7 +160,9 @@ SIMPLETUNER = Tool(
         "snr_gamma": min_snr,
         "loss_type": choice("objective.loss", {"l2": "mse", "huber": "huber", "smooth_l1": "huber"}),
         "huber_c": to("objective.huber_c"),
-        "huber_schedule": choice("objective.huber_schedule", {n: n for n in ("constant", "exponential", "snr")}),
+        "huber_schedule": choice(
+            "objective.huber_schedule", {n: n for n in ("constant", "exponential", "snr")}
+        ),
         "noise_offset": offset,
         "input_perturbation": to("objective.input_perturbation"),
         "caption_dropout_probability": to("objective.caption_dropout"),
@@ -161,41 +183,76 @@ SIMPLETUNER = Tool(
     },
     left={
         NONE: "lora_* peft_lora_* lycoris_config singlora_* slider_* flux_lora_target flux_guidance_mode"
-        " flux_attention_masked_training flux_fast_schedule flow_* noise_offset_* input_perturbation_steps"
-        " use_soft_min_snr soft_min_snr_* prediction_type rescale_betas_zero_snr"
-        " timestep_bias_* training_scheduler_timestep_spacing crepa_* urepa_* irepa_* layersync_* twinflow_* tread_*"
-        " scheduled_sampling_* diff2flow_* mixflow_* init_lora* init_lokr_norm lr_end lr_scale* optimizer_*"
-        " adam_beta* prodigy_* layer_freeze_* freeze_encoder_* ema_* t5_padding tokenizer_max_length"
-        " assistant_lora_* disable_assistant_lora use_ema_* gradient_precision webhook_*",
+        " flux_attention_masked_training flux_fast_schedule flow_* noise_offset_*"
+        " input_perturbation_steps use_soft_min_snr soft_min_snr_* prediction_type"
+        " rescale_betas_zero_snr timestep_bias_* training_scheduler_timestep_spacing crepa_* urepa_*"
+        " irepa_* layersync_* twinflow_* tread_* scheduled_sampling_* diff2flow_* mixflow_* init_lora*"
+        " init_lokr_norm lr_end lr_scale* optimizer_* adam_beta* prodigy_* layer_freeze_*"
+        " freeze_encoder_* ema_* t5_padding tokenizer_max_length assistant_lora_*"
+        " disable_assistant_lora use_ema_* gradient_precision webhook_* masked_loss_probability"
+        " grad_clip_method internal_guidance_* nextlat_* xm_* audio_flow_* minimax_* cosmos3_*"
+        " sla_config disable_segmented_timestep_sampling refiner_training krea2_reference_latents"
+        " max_grounding_entities data_aesthetic_score strict_epoch_limit"
+        " custom_text_encoder_intermediary_layers diffusion_blocks_config",
         DATA: "data_backend_* instance_prompt only_instance_prompt prepend_instance_prompt caption_strategy"
-        " aspect_bucket_* minimum_image_size maximum_image_size target_downsample_size metadata_* delete_*"
-        " allow_dataset_oversubscription override_dataset_config skip_file_discovery preserve_data_backend_cache"
-        " instance_data_dir disable_bucket_pruning",
-        SAMPLES: "validation_* num_eval_images eval_* evaluation_type inference_* disable_benchmark",
-        FILES: "output_dir logging_dir report_to tracker_* push_* hub_* resume_from_checkpoint model_card_* save_*"
-        " modelspec_comment publishing_config print_* debug_* post_*",
+        " aspect_bucket_* minimum_image_size maximum_image_size target_downsample_size metadata_*"
+        " delete_* allow_dataset_oversubscription override_dataset_config skip_file_discovery"
+        " preserve_data_backend_cache instance_data_dir disable_bucket_pruning *nsfw_*"
+        " conditioning_multidataset_sampling text_encoder_limit",
+        SAMPLES: "validation_* num_eval_images eval_* evaluation_type inference_* disable_benchmark deepfloyd_* *_validation_pipeline_mode *_validation_stage*_model"
+        " wan_validation_load_other_stage",
+        FILES: "output_dir logging_dir report_to tracker_* push_* hub_* resume_from_checkpoint"
+        " model_card_* save_*"
+        " modelspec_comment checkpoint_epoch_interval publishing_config print_* debug_* post_*",
         MEMORY: "gradient_checkpointing* quantize_* base_model_* text_encoder_*_precision attention_mechanism"
-        " offload_* group_offload_* enable_group_offload ramtorch* musubi_* fuse_* dynamo_* deepspeed_* fsdp_*"
-        " accelerate_* num_processes num_machines machine_rank main_process_* max_workers *_batch_size read_batch_size"
-        " write_batch_size image_processing_batch_size dataloader_* torch_num_threads allow_tf32 disable_tf32"
-        " keep_vae_loaded vae_* compress_disk_cache cache_* i_know_what_i_am_doing text_cache_* text_embed_*"
-        " set_grads_to_none aws_max_pool_connections unet_attention_slice sdnq_* delete_model_after_load same_network",
+        " offload_* group_offload_* enable_group_offload ramtorch* musubi_* fuse_* dynamo_*"
+        " deepspeed_* fsdp_* accelerate_* num_processes num_machines machine_rank main_process_*"
+        " max_workers *_batch_size read_batch_size write_batch_size image_processing_batch_size"
+        " dataloader_* torch_num_threads allow_tf32 disable_tf32 keep_vae_loaded vae_*"
+        " compress_disk_cache cache_* i_know_what_i_am_doing text_cache_* text_embed_*"
+        " set_grads_to_none aws_max_pool_connections unet_attention_slice sdnq_*"
+        " delete_model_after_load same_network accelerator_cache_* context_parallel_*"
+        " find_unused_parameters fully_unload_text_encoder enable_multiprocessing sageattention_usage"
+        " quantization_config disk_low_*",
         MODEL: "model_family model_flavour control controlnet*",
-        PATH: "pretrained_* revision variant cache_dir cache_dir_* trust_remote_code",
+        PATH: "pretrained_* *_model_name_or_path revision variant cache_dir cache_dir_* trust_remote_code",
     },
     defaults={
-        "lora_type": "standard", "lora_rank": 16, "lora_dropout": 0.1, "learning_rate": 4e-7, "lora_init_type": "default",
-        "lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 0, "optimizer": "adamw_bf16",
-        "adam_weight_decay": 1e-2, "max_grad_norm": 2.0, "train_batch_size": 4, "gradient_accumulation_steps": 1,
-        "num_train_epochs": 1, "caption_dropout_probability": 0.1, "ema_decay": 0.995, "flow_schedule_shift": 3.0,
+        "lora_type": "standard",
+        "lora_rank": 16,
+        "lora_dropout": 0.1,
+        "learning_rate": 4e-7,
+        "lora_init_type": "default",
+        "lr_scheduler": "constant_with_warmup",
+        "lr_warmup_steps": 0,
+        "optimizer": "adamw_bf16",
+        "adam_weight_decay": 1e-2,
+        "max_grad_norm": 2.0,
+        "train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 1,
+        "caption_dropout_probability": 0.1,
+        "ema_decay": 0.995,
+        "flow_schedule_shift": 3.0,
     },
     always=(lora_only, steps, levels),
     rename=without_dashes,
     families={
-        r"=sd1x": "sd_v1", r"=sd2x": "sd_v2", r"=sdxl": "sdxl_base_v1-0", r"=flux2": "flux2", r"=flux": "flux1",
-        r"=sd3": "sd3", r"=qwen_image": "qwen_image", r"=z_image|=zimage": "z_image", r"=wan": "wan2.1",
-        r"=chroma": "chroma", r"=auraflow": "auraflow", r"=pixart": "pixart", r"=hidream": "hidream",
-        r"=lumina2": "lumina2", r"=ltxvideo": "ltxv",
+        r"=sd1x": "sd_v1",
+        r"=sd2x": "sd_v2",
+        r"=sdxl": "sdxl_base_v1-0",
+        r"=flux2": "flux2",
+        r"=flux": "flux1",
+        r"=sd3": "sd3",
+        r"=qwen_image": "qwen_image",
+        r"=z_image|=zimage": "z_image",
+        r"=wan": "wan2.1",
+        r"=chroma": "chroma",
+        r"=auraflow": "auraflow",
+        r"=pixart": "pixart",
+        r"=hidream": "hidream",
+        r"=lumina2": "lumina2",
+        r"=ltxvideo": "ltxv",
     },
     family_from=("model_family",),
-)  # fmt: skip
+)
