@@ -32,14 +32,13 @@ def recognised(source: Source) -> Tool:
         found = next((t for t in TOOLS if t.scripts and re.search(t.scripts, source.script)), None)
         if found is None:
             raise ConfigError(
-                f"config: {source.script[:60]!r} is no script whose options are known here; known are the"
-                f" LoRA scripts"
-                " of sd-scripts, musubi-tuner and diffusers"
+                f"config: {source.script[:60]!r} is no script whose options are known here; known are the LoRA"
+                " scripts of sd-scripts, musubi-tuner and diffusers"
             )
         return found
     scores = [(bool(_signs(tool, source)) * _known(tool, source), -i, tool) for i, tool in enumerate(TOOLS)]
     best, _, tool = max(scores, key=lambda score: score[:2])
-    if best < 2:
+    if not best:
         some, known = ", ".join(list(source.values)[:3]), ", ".join(t.title for t in TOOLS)
         raise ConfigError(f"config: no known tool has settings such as {some[:120]}; known are {known}")
     return tool

@@ -34,6 +34,8 @@ class Reading:
 
     given: dict[str, Any]
     """Their names → values, with the tool's defaults where the config is silent."""
+    names: frozenset[str] = frozenset()
+    """Those of the config."""
     script: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     taken: dict[str, list[str]] = field(default_factory=dict)
@@ -139,14 +141,14 @@ def convert(tool: Tool, source: Source) -> Converted:
     names = tool.rename(source.values)
     off, unknown = [n for n, v in names.items() if _is_empty(v) and tool.known(n)], {}
     given = {n: v for n, v in names.items() if n not in off}
-    reading = Reading(given={**tool.defaults, **given}, script=source.script)
+    reading = Reading(given={**tool.defaults, **given}, names=frozenset(given), script=source.script)
     for rule in tool.always:
         reading.now = tool.title
         rule(reading)
     for name, value in list(reading.given.items()):
         reading.now = name
-        if name in reading.left.get(IDLE, {}):
-            continue
+        if any(name in left for left in reading.left.values()):
+            continue  # a rule has said so
         if name in tool.fields:
             if name not in tool.defaults and tool.is_off(name, value):
                 off.append(name)
@@ -181,8 +183,9 @@ def _stand_in(reading: Reading) -> None:
     if name != "prodigy" and rate is not None and rate >= _OWN_RATE:
         start = 0.01 if name == "adafactor" else 1e-4
         reading.settings["optimizer.learning_rate"] = start
+        used = name or "adamw"
         reading.note(
-            f"the rate {rate:g} is for an optimizer that finds its own; with {name or 'adamw'} it is {start:g} here"
+            f"the rate {rate:g} is for an optimizer that finds its own; with {used} it is {start:g} here"
         )
 
 

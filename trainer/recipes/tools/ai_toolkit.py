@@ -52,7 +52,7 @@ def inner_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def lora_only(reading: Reading) -> None:
     given = reading.given
-    if not any(name.startswith("network.") for name in given):
+    if not any(name.startswith("network.") for name in reading.names):
         raise ConfigError(
             "config: this ai-toolkit process has no network, so it trains no LoRA; choose another"
         )

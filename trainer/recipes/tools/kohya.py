@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from ..tool import (
@@ -382,6 +383,11 @@ DEFAULTS = {
     "seed": 0,
 }
 
+def without_sections(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The scripts read the sections of a TOML as one table."""
+    return {name.rpartition(".")[2]: value for name, value in values.items()}
+
+
 KOHYA = Tool(
     title="kohya sd-scripts",
     source="kohya-ss/sd-scripts, its arguments as of February 2026",
@@ -392,6 +398,7 @@ KOHYA = Tool(
     scripts=r"^(sdxl_|flux_|sd3_|lumina_|anima_|hunyuan_image_)?train_network\.py$",
     always=ALWAYS_THERE,
     neutral=NEUTRAL,
+    rename=without_sections,
     families=FAMILIES,
     family_from=("network_module", "v2", "model_type"),
 )
@@ -406,6 +413,7 @@ MUSUBI = Tool(
     scripts=r"^(hv|hv_1_5|wan|fpack|flux_kontext|flux_2|qwen_image|zimage|krea2|kandinsky5)_train_network\.py$",
     always=ALWAYS_THERE,
     neutral=NEUTRAL,
+    rename=without_sections,
     families=FAMILIES,
     family_from=("network_module", "task"),
 )

@@ -199,7 +199,8 @@ SIMPLETUNER = Tool(
         " delete_* allow_dataset_oversubscription override_dataset_config skip_file_discovery"
         " preserve_data_backend_cache instance_data_dir disable_bucket_pruning *nsfw_*"
         " conditioning_multidataset_sampling text_encoder_limit",
-        SAMPLES: "validation_* num_eval_images eval_* evaluation_type inference_* disable_benchmark deepfloyd_* *_validation_pipeline_mode *_validation_stage*_model"
+        SAMPLES: "validation_* num_eval_images eval_* evaluation_type inference_* disable_benchmark"
+        " deepfloyd_* *_validation_pipeline_mode *_validation_stage*_model"
         " wan_validation_load_other_stage",
         FILES: "output_dir logging_dir report_to tracker_* push_* hub_* resume_from_checkpoint"
         " model_card_* save_*"
