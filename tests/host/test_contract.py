@@ -99,7 +99,7 @@ def test_help_pages_have_a_row_for_every_input_and_output(node_id, page, repo_ro
 
 @pytest.mark.parametrize("node_id", [s for s in SCHEMAS if s.startswith(("Train", "LoRAAdapter", "Prior"))])
 def test_the_pages_of_options_explain_every_option(node_id, repo_root):
-    pages = [repo_root / "docs" / name for name in ("options.md", "adapters.md")]
+    pages = [repo_root / "docs" / name for name in ("options.md", "adapters.md", "recipes.md")]
     words = set(re.findall(r"[a-z][a-z0-9_]+", "".join(page.read_text(encoding="utf-8") for page in pages)))
     assert {port.id for port in SCHEMAS[node_id].inputs if port.get_io_type() in WIDGETS} <= words
 
