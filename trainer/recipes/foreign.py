@@ -72,7 +72,7 @@ def report(found: Converted) -> str:
     if others:
         lines += ["", "### Elsewhere"]
         for reason, names in others:
-            lines += ["", f"{reason}:", "", *_items(names)]
+            lines += ["", reason, "", *_items(names)]
     if found.unknown:
         lines += ["", "### Unknown names, which nothing was made of", "", *_items(found.unknown)]
     if found.off:

@@ -203,9 +203,8 @@ def prior(reading: Reading, value: Any) -> None:
         reading.set("prior.method", "class_images")
         reading.set("prior.weight", value)
         reading.note(
-            "regularization pictures: the loss is a mean over both kinds there, and a sum here; with as"
-            " many of"
-            " each the sum is twice the mean, and AdamW's steps are the same"
+            "regularization pictures: the loss is a mean over both kinds there, and a sum here: with as many of each"
+            " twice the mean, which changes AdamW's steps only where gradients are clipped"
         )
     else:
         reading.leave(IDLE)
@@ -382,6 +381,7 @@ DEFAULTS = {
     "masked_loss": False,
     "seed": 0,
 }
+
 
 def without_sections(values: Mapping[str, Any]) -> dict[str, Any]:
     """The scripts read the sections of a TOML as one table."""
