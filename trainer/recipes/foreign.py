@@ -32,8 +32,8 @@ def recognised(source: Source) -> Tool:
         found = next((t for t in TOOLS if t.scripts and re.search(t.scripts, source.script)), None)
         if found is None:
             raise ConfigError(
-                f"config: {source.script[:60]!r} is no script whose options are known here; known are the LoRA"
-                " scripts of sd-scripts, musubi-tuner and diffusers"
+                f"config: {source.script[:60]!r} is no script whose options are known here; known are the"
+                " LoRA scripts of sd-scripts, musubi-tuner and diffusers"
             )
         return found
     scores = [(bool(_signs(tool, source)) * _known(tool, source), -i, tool) for i, tool in enumerate(TOOLS)]
@@ -44,8 +44,8 @@ def recognised(source: Source) -> Tool:
     return tool
 
 
-def _signs(tool: Tool, source: Source) -> set[str]:
-    return tool.signs & ({*source.values, *tool.rename(source.values)})
+def _signs(tool: Tool, source: Source) -> frozenset[str]:
+    return tool.signs & frozenset({*source.values, *tool.rename(source.values)})
 
 
 def _known(tool: Tool, source: Source) -> int:

@@ -203,8 +203,8 @@ def prior(reading: Reading, value: Any) -> None:
         reading.set("prior.method", "class_images")
         reading.set("prior.weight", value)
         reading.note(
-            "regularization pictures: the loss is a mean over both kinds there, and a sum here: with as many of each"
-            " twice the mean, which changes AdamW's steps only where gradients are clipped"
+            "regularization pictures: the loss is a mean over both kinds there, and a sum here: with as many"
+            " of each twice the mean, which changes AdamW's steps only where gradients are clipped"
         )
     else:
         reading.leave(IDLE)
