@@ -28,6 +28,7 @@ from .train_memory import TrainMemory
 from .train_objective import TrainObjective
 from .train_optimizer import TrainOptimizer
 from .train_preview import TrainPreview
+from .training_recipe import TrainingRecipe
 from .video_clips import VideoClips
 
 NODES: list[type[io.ComfyNode]] = [
@@ -52,6 +53,7 @@ NODES: list[type[io.ComfyNode]] = [
     VideoClips,
     EvaluateLoRA,
     CompareReports,
+    TrainingRecipe,
 ]
 
 

@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 
 from .reporting import Reporter
 from .sockets import CATEGORY
-from .training_inputs import name_error, train_config, training_inputs
+from .training_inputs import name_error, tell_of_recipe, train_config, training_inputs
 
 if TYPE_CHECKING:
     from ..trainer.data.records import Dataset
@@ -52,6 +52,7 @@ class PlanTraining(io.ComfyNode):
         from ..trainer.host.training import plan_on_loaded
 
         emit = Reporter(cls.hidden.unique_id)
+        tell_of_recipe(model, settings.get("optimizer"), emit)
         plan = plan_on_loaded(model, clip, vae, dataset, train_config(dataset, **settings), emit)
         text = "\n\n".join([plan.text, plan.table, *emit.notices])
         return io.NodeOutput(plan.text, plan.table, ui=ui.PreviewText(text))

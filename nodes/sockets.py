@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from comfy_api.latest import io
 
-from ..trainer.config import PreviewConfig, SaveConfig, ValidationConfig
+from ..trainer.config import OptimizerConfig, PreviewConfig, SaveConfig, ValidationConfig
 
 TrainDataset = io.Custom("TRAIN_DATASET")
 LoraModel = io.Custom("LORA_MODEL")
@@ -29,3 +29,22 @@ class PreviewOptions:
     preview: PreviewConfig = PreviewConfig()
     validation: ValidationConfig = ValidationConfig()
     save: SaveConfig = SaveConfig()
+
+
+@dataclass(frozen=True)
+class MadeFor:
+    """Which models the settings of a recipe are for."""
+
+    recipe: str
+    families: tuple[str, ...]
+    """`Family.name`; () is any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """What travels in a TRAIN_OPTIMIZER."""
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+    epochs: int = 0
+    made_for: MadeFor | None = None
+    """None: chosen by hand."""

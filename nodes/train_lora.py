@@ -12,7 +12,16 @@ from ..trainer.host.progress import prompt_id, telling_of_files
 from .canvas import Place
 from .reporting import Reporter
 from .sockets import CATEGORY, LoraModel, LossMap
-from .training_inputs import CONTINUE, HERE, JOB, NEW_RUN, name_error, train_config, training_inputs
+from .training_inputs import (
+    CONTINUE,
+    HERE,
+    JOB,
+    NEW_RUN,
+    name_error,
+    tell_of_recipe,
+    train_config,
+    training_inputs,
+)
 from .training_report import reported
 
 if TYPE_CHECKING:
@@ -82,6 +91,7 @@ class TrainLoRA(io.ComfyNode):
             active(cls.hidden.unique_id, prompt_id()) as training,
             reported(place, training, config, dataset) as report,
         ):
+            tell_of_recipe(model, settings.get("optimizer"), report)
             result = train_on_loaded(
                 model,
                 clip,

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainer.config import OPTIMIZERS, SCHEDULES, OptimizerConfig
-from .sockets import CATEGORY, Optimizer
+from .sockets import CATEGORY, Optimizer, OptimizerOptions
 
 _D = OptimizerConfig()
 
@@ -131,4 +131,5 @@ class TrainOptimizer(io.ComfyNode):
 
     @classmethod
     def execute(cls, optimizer: str, epochs: int, **options: Any) -> io.NodeOutput:
-        return io.NodeOutput((OptimizerConfig(name=optimizer, **options), epochs))
+        config = OptimizerConfig(name=optimizer, **options)
+        return io.NodeOutput(OptimizerOptions(optimizer=config, epochs=epochs))

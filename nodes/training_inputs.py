@@ -13,17 +13,18 @@ from ..trainer.config import (
     DataConfig,
     MemoryConfig,
     ObjectiveConfig,
-    OptimizerConfig,
     PriorConfig,
     TrainConfig,
     check_name,
 )
 from ..trainer.errors import ConfigError
+from ..trainer.events import Emit, Notice
 from .sockets import (
     Adapter,
     Memory,
     Objective,
     Optimizer,
+    OptimizerOptions,
     Preview,
     PreviewOptions,
     Regularization,
@@ -31,6 +32,8 @@ from .sockets import (
 )
 
 if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
     from ..trainer.data.records import Dataset
 
 CONTINUE, NEW_RUN = "continue", "new run"
@@ -152,26 +155,44 @@ def train_config(
     name: str,
     adapter: AdapterConfig | None = None,
     objective: ObjectiveConfig | None = None,
-    optimizer: tuple[OptimizerConfig, int] | None = None,
+    optimizer: OptimizerOptions | None = None,
     memory: MemoryConfig | None = None,
     preview: PreviewOptions | None = None,
     regularization: PriorConfig | None = None,
     caption_syntax: str = CAPTION_SYNTAXES[0],
 ) -> TrainConfig:
-    optimizer_config, epochs = optimizer or (OptimizerConfig(), 0)
+    optimizer = optimizer or OptimizerOptions()
     preview = preview or PreviewOptions()
     return TrainConfig(
         name=name,
         steps=steps,
-        epochs=epochs,
+        epochs=optimizer.epochs,
         seed=train_seed,
         adapter=replace(adapter or AdapterConfig(), rank=rank, alpha=alpha),
         objective=objective or ObjectiveConfig(),
         prior=regularization or PriorConfig(),
-        optimizer=replace(optimizer_config, learning_rate=learning_rate),
+        optimizer=replace(optimizer.optimizer, learning_rate=learning_rate),
         memory=memory or MemoryConfig(),
         preview=preview.preview,
         validation=preview.validation,
         save=preview.save,
         data=DataConfig(batch_size=batch_size, resolution=dataset.resolution, caption_syntax=caption_syntax),
+    )
+
+
+def tell_of_recipe(model: ModelPatcher, optimizer: OptimizerOptions | None, emit: Emit) -> None:
+    """Says when the settings are a recipe's for models of another family."""
+    from ..trainer.families import FAMILIES
+    from ..trainer.host.model import model_family
+
+    made_for = optimizer.made_for if optimizer else None
+    own = model_family(model)
+    if made_for is None or not made_for.families or own.name in made_for.families:
+        return
+    titles = ", ".join(f.title for f in FAMILIES if f.name in made_for.families)
+    emit(
+        Notice(
+            message=f"the recipe {made_for.recipe} is for {titles}, and the model is {own.title}: its rate,"
+            " steps and noise levels may not suit; choose a recipe of this model"
+        )
     )

@@ -29,6 +29,7 @@ const VIEWS = {
   LoadRun: loadRunView,
   PlanTraining: markdownView,
   TrainLoRA: trainView,
+  TrainingRecipe: markdownView,
 };
 const CATEGORY = "In-Graph LoRA";
 

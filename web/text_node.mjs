@@ -1,7 +1,7 @@
 // Nodes that show the text of their output.
 
 import { fillMarkdown, textBox } from "./panel.mjs";
-import { told } from "./words.mjs";
+import { shown, told } from "./words.mjs";
 
 /** @typedef {import("./view.mjs").Host} Host */
 
@@ -30,7 +30,7 @@ export function markdownView(/** @type {Host} */ host) {
   const box = boxOf(host, 360);
   return {
     executed(output) {
-      if (output?.text) fillMarkdown(box(), told(output.text.join("\n")));
+      if (output?.text) fillMarkdown(box(), shown(output));
     },
   };
 }

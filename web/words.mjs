@@ -31,6 +31,11 @@ function filled(/** @type {string} */ text, /** @type {Record<string, any>} */ v
   return text.replace(/\{(\w+)\}/g, (whole, name) => (Object.hasOwn(values, name) ? String(values[name]) : whole));
 }
 
+/** What a node shows, in this language where the server has said it in several. @returns {string} */
+export function shown(/** @type {any} */ output) {
+  return told((output[now] ?? output.text).join("\n"));
+}
+
 /** What the server has said, line by line; what the catalogue does not know stays English. */
 export function told(/** @type {string} */ text) {
   if (!CATALOGUES[now]) return text;

@@ -20,7 +20,7 @@ from in_graph_lora.nodes import NODES
 from in_graph_lora.nodes.sockets import CATEGORY
 
 SCHEMAS = {node.define_schema().node_id: node.define_schema() for node in NODES}
-HOST_LISTS = ("sampler_name", "scheduler", "lora_name", "start_from", "run", "before", "after")
+HOST_LISTS = ("sampler_name", "scheduler", "lora_name", "start_from", "run", "before", "after", "recipe")
 """Inputs whose choices ComfyUI or the user's folders decide."""
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 RANGE = ("min", "max", "step", "options", "multiline")
@@ -99,7 +99,7 @@ def test_help_pages_have_a_row_for_every_input_and_output(node_id, page, repo_ro
 
 @pytest.mark.parametrize("node_id", [s for s in SCHEMAS if s.startswith(("Train", "LoRAAdapter", "Prior"))])
 def test_the_pages_of_options_explain_every_option(node_id, repo_root):
-    pages = [repo_root / "docs" / name for name in ("options.md", "adapters.md")]
+    pages = [repo_root / "docs" / name for name in ("options.md", "adapters.md", "recipes.md")]
     words = set(re.findall(r"[a-z][a-z0-9_]+", "".join(page.read_text(encoding="utf-8") for page in pages)))
     assert {port.id for port in SCHEMAS[node_id].inputs if port.get_io_type() in WIDGETS} <= words
 

@@ -171,3 +171,38 @@ def test_the_steps_of_a_run_are_compared_and_the_best_one_draws(client: Client, 
     keys = {node["class_type"]: key for key, node in prompt.items()}
     assert "held-out loss" in result.outputs[keys["EvaluateLoRA"]]["text"][0]
     assert result.outputs[keys["SaveImage"]]["images"]
+
+
+SMALL = """
+network_dim = 4
+network_alpha = 2
+network_train_unet_only = true
+learning_rate = 1e-3
+max_train_steps = 2
+resolution = 64
+"""
+
+
+def test_a_config_of_kohyas_trains_in_the_workflow_of_recipes(client: Client, pictures: str) -> None:  # noqa: F811
+    """And a wrong one is refused with its sentence, before anything runs."""
+    workflow = json.loads((WORKFLOWS / "recipe.json").read_text(encoding="utf-8"))
+    prompt = to_prompt(workflow, client.object_info())
+    override(prompt, "TrainingRecipe", recipe="[from config]", config=SMALL)
+    override(prompt, "CheckpointLoaderSimple", ckpt_name="tiny-sd15.safetensors")
+    override(prompt, "LoadDataset", folder=pictures)
+    override(prompt, "TrainLoRA", name="by_recipe")
+    small = {"width": 64, "height": 64, "steps": 1, "images_per_prompt": 1, "strengths": "1"}
+    override(prompt, "CompareBaseline", **small)
+    result = client.run(prompt)
+    assert result.status == "success", result.error
+    keys = {node["class_type"]: key for key, node in prompt.items()}
+    (trained,) = result.outputs[keys["TrainLoRA"]]["run"]
+    config = json.loads((Path(trained["run_dir"]) / "config.json").read_text(encoding="utf-8"))
+    assert (config["steps"], config["adapter"]["rank"], config["adapter"]["alpha"]) == (2, 4, 2.0)
+    assert (config["data"]["resolution"], config["optimizer"]["schedule"]) == (64, "constant")
+    assert "kohya sd-scripts" in result.outputs[keys["TrainingRecipe"]]["text"][0]
+    wrong = {"1": {"class_type": "TrainingRecipe", "inputs": {**prompt[keys["TrainingRecipe"]]["inputs"]}}}
+    wrong["1"]["inputs"]["config"] = "network_dim = 4\nnetwork_alpha = 'one'"
+    result = client.run(wrong)
+    assert result.status == "error"
+    assert "network_alpha is 'one', which is no number" in str(result.error)

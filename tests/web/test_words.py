@@ -20,7 +20,14 @@ ERRORS = {
     *("ConfigError", "DatasetError", "ModelError", "LoraFileError", "StorageError", "TrainingError"),
     *("TrainerError", "JobError", "_Misfit"),
 }
-ARGUMENTS = {**dict.fromkeys(ERRORS, 0), "_unusable": 1, "_check": 1, "cannot_use": 2, "_refused": 0}
+ARGUMENTS = {
+    **dict.fromkeys(ERRORS, 0),
+    "_unusable": 1,
+    "_check": 1,
+    "cannot_use": 2,
+    "_refused": 0,
+    "note": 0,
+}
 """Function → which argument of it is a sentence for the user."""
 RETURNED = {"validate_inputs", "_nothing_usable", "garbled", "unknown"}
 """Functions whose result is a sentence for the user."""
@@ -145,6 +152,19 @@ def test_a_sentence_is_said_with_its_values(english, chinese):
     assert said([english]) == [chinese]
     assert said([english], "en") == [english]
     assert said([english], "fr") == [english]
+
+
+def test_what_the_server_says_in_several_languages_is_shown_in_that_of_the_page():
+    body = "m.speak(a[1]); return m.shown(a[0]);"
+    output = {
+        "text": ["| setting | value | node | why | source |"],
+        "zh": ["| rank | 4 | Train LoRA | 小 | x |"],
+    }
+    assert evaluated("words.mjs", body, output, "zh") == "| rank | 4 | 训练 LoRA | 小 | x |"
+    assert evaluated("words.mjs", body, output, "en") == output["text"][0]
+    assert (
+        evaluated("words.mjs", body, {"text": output["text"]}, "zh") == "| 设置 | 值 | 节点 | 为什么 | 出处 |"
+    )
 
 
 def test_a_long_line_of_other_peoples_text_takes_no_time():

@@ -14,7 +14,7 @@ import pytest
 
 MAX_BYTES = 3_000_000
 PRODUCT = {
-    *("__init__.py", "nodes", "trainer", "web", "workflows", "docs", "locales", "scripts"),
+    *("__init__.py", "nodes", "trainer", "web", "workflows", "docs", "locales", "scripts", "recipes"),
     *("README.md", "README.zh.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
     *("pyproject.toml", "requirements.txt", "requirements-evidence.txt"),
 }
