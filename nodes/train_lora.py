@@ -60,6 +60,7 @@ class TrainLoRA(io.ComfyNode):
         from ..trainer.host.training import train_on_loaded
 
         config = train_config(dataset, **settings)
+        preview = settings.get("preview")
         place = Place.of(cls.hidden.unique_id, cls.hidden.extra_pnginfo)
         with (
             telling_of_files(),
@@ -75,6 +76,7 @@ class TrainLoRA(io.ComfyNode):
                 report,
                 new_run=existing_run == NEW_RUN,
                 stop_requested=training.stop_requested,
+                judge=preview.judge if preview is not None else None,
             )
             report.reached(result.run, len(result.losses))
             was_paused = paused(result.run) is not None

@@ -8,6 +8,7 @@ from typing import Any
 
 from .choice import Bounds, Choice, exceeded
 from .figures import FIGURES, Figure, Measured, change
+from .known import TRAINED_ON
 from .measure import Copy, Findings
 from .shots import KINDS, Candidate, Shot
 
@@ -43,10 +44,7 @@ class Report:
         """What speaks against the LoRA, and against the figures themselves."""
         found = []
         if self.unseen is False:
-            found.append(
-                "the references are training pictures: a LoRA that learned them by heart looks best; hold"
-                " pictures out or connect others"
-            )
+            found.append(TRAINED_ON)
         for candidate, findings in self.columns:
             if candidate.is_base:
                 continue

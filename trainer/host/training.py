@@ -20,7 +20,7 @@ from ..data.cache import SampleCache, cut_to_fit
 from ..data.clip_spans import fitted, frame_rate
 from ..data.drawn_masks import with_drawn_masks
 from ..data.records import Dataset
-from ..errors import TrainingError, shortened
+from ..errors import ConfigError, TrainingError, shortened
 from ..events import Emit, Notice
 from ..families import UNLISTED
 from ..files import sha256
@@ -28,6 +28,7 @@ from ..memory.report import Plan
 from ..ports import Loan
 from ..preflight import check, remarks
 from ..runs.finding import find_run, finished, run_key
+from ..runs.judged import Judging
 from ..runs.result import Result
 from ..session import Destination, train_lora
 from . import lora, paths
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP, VAE
 
+    from .judges import ClipVisionJudge, FolderJudge
+
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -62,14 +65,20 @@ def train_on_loaded(
     *,
     new_run: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
+    judge: ClipVisionJudge | FolderJudge | None = None,
 ) -> Result:
     """Check everything, encode the dataset, borrow the models, train, save.
 
     A run with the same settings, data and models that was finished is loaded, one that was stopped goes on;
-    `new_run` starts again. All models come back unchanged, however it ends. ComfyUI's interrupt is raised as
-    it is.
+    `new_run` starts again. judge: of the previews, the one that config.validation names. All models come back
+    unchanged, however it ends. ComfyUI's interrupt is raised as it is.
     """
-    job = _checked(model, clip, vae, dataset, config, emit)
+    if config.validation.judge and judge is None:
+        raise ConfigError(
+            f"these settings have the previews judged by {config.validation.judge}, and no judge is there;"
+            " connect it to TrainPreview"
+        )
+    job = _checked(model, clip, vae, dataset, config, emit, judge)
     prints = job.prints
     dataset = with_class_images(job.dataset, config.prior, model, clip, vae, prints, emit)
     steps = job.steps
@@ -136,6 +145,7 @@ def train_on_loaded(
                 stop_requested=stop_requested,
                 folder=folder,
                 sampler=PreviewSampler(model, clip, vae, config.preview, dataset),
+                judging=Judging(judge=judge, dataset=dataset) if judge is not None else None,
                 plan=plan,
             )
         finally:
@@ -177,6 +187,7 @@ class _Job:
     identities: Identities
     texts: HostTextEncoder
     emit: Emit
+    judge: ClipVisionJudge | FolderJudge | None = None
     told: set[str] = field(default_factory=set)
     """Remarks on loans."""
 
@@ -185,6 +196,8 @@ class _Job:
         train_text = self.config.optimizer.text_encoder_lr > 0
         with ExitStack() as loans:
             gc.collect()  # what was on the device before: optimizers hold themselves in circles
+            if self.judge is not None:
+                self.judge.leave_device()
             _make_room(self.model, self.clip if train_text else None)
             denoiser = loans.enter_context(borrowed(self.model, memory))
             text = loans.enter_context(borrowed_clip(self.texts)) if train_text else None
@@ -196,7 +209,13 @@ class _Job:
 
 
 def _checked(
-    model: ModelPatcher, clip: CLIP, vae: VAE, dataset: Dataset, config: TrainConfig, emit: Emit
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    dataset: Dataset,
+    config: TrainConfig,
+    emit: Emit,
+    judge: ClipVisionJudge | FolderJudge | None = None,
 ) -> _Job:
     """Raises what `preflight.check` does; says what the user must know of settings and model."""
     config = replace(config, memory=wanted(config.memory))
@@ -237,6 +256,7 @@ def _checked(
             network_identity=own.network,
         ),
         emit=emit,
+        judge=judge,
     )
 
 
