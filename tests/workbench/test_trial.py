@@ -8,7 +8,7 @@ import pytest
 
 from in_graph_lora.trainer.evidence.choice import Bounds
 from in_graph_lora.trainer.evidence.figures import FIGURES
-from workbench.miniature import spoiled, trial
+from workbench.miniature import spoiled, trial, trial_page, trial_sets
 
 RANKS = 0.8
 """Least Spearman's ρ of a figure that is shown."""
@@ -86,8 +86,8 @@ def test_learned_by_heart_is_told_from_learned(stored):
 
 @pytest.mark.parametrize("truth", ["subject", "leak", "copies", "drift"])
 def test_the_main_figures_rank_drawn_sets_as_they_were_spoiled(truth):
-    sets = [trial.drawn(truth, share, seed=9) for share in (0.0, 0.5, 1.0)]
-    values = [trial.figures(pictures, trial.drawn_base(), fid=False)[truth] for pictures, _ in sets]
+    sets = [trial_sets.drawn(truth, share, seed=9) for share in (0.0, 0.5, 1.0)]
+    values = [trial.figures(pictures, trial_sets.drawn_base(), fid=False)[truth] for pictures, _ in sets]
     truths = [value for _, value in sets]
     ranked = [value for _, value in sorted(zip(truths, values, strict=True))]
     assert ranked == sorted(ranked)
@@ -95,5 +95,5 @@ def test_the_main_figures_rank_drawn_sets_as_they_were_spoiled(truth):
 
 
 def test_pictures_of_the_subject_that_were_never_trained_on_are_no_copies():
-    pictures, _ = trial.drawn("copies", 0.0, seed=9)
-    assert trial.figures(pictures, trial.drawn_base(), fid=False)["copies"] <= 0.2
+    pictures, _ = trial_sets.drawn("copies", 0.0, seed=9)
+    assert trial.figures(pictures, trial_sets.drawn_base(), fid=False)["copies"] <= 0.2

@@ -108,6 +108,8 @@ def train_on_loaded(
         base_hash=prints[0],
         trigger=dataset.trigger,
     )
+    judged = judge is not None and config.validation.judge
+    judging = Judging(judge=judge, dataset=dataset) if judged else None
     with torch.inference_mode(False), kept(emit) as store:
         cache = SampleCache(
             latents=HostLatentEncoder(vae, model, clip, identity=job.identities.latents),
@@ -145,7 +147,7 @@ def train_on_loaded(
                 stop_requested=stop_requested,
                 folder=folder,
                 sampler=PreviewSampler(model, clip, vae, config.preview, dataset),
-                judging=Judging(judge=judge, dataset=dataset) if judge is not None else None,
+                judging=judging,
                 plan=plan,
             )
         finally:

@@ -57,12 +57,13 @@ class JudgedSteps:
         self._known: tuple[Known, Sight] | None = None
         self._shots = shots_of(config, judging.dataset.trigger) if judging is not None else []
         self.found: dict[int, Figures] = {}
+        self._failed: set[int] = set()
 
     def look(self, reached: int) -> None:
         """Judge the steps up to `reached` that were drawn and not judged yet.
 
         Raises what stops the first look, before anything is trained in vain: ModelError for a judge that
-        gives no numbers. A later failure is told, and the run goes on.
+        gives no numbers. A later failure is told, the run goes on, and the next look tries again.
         """
         if not self.active:
             return
@@ -75,11 +76,15 @@ class JudgedSteps:
             if step not in self.found:
                 try:
                     self._judge(step, *known)
-                except Exception as error:  # noqa: BLE001 - whatever it is; ComfyUI's interrupt is no Exception
-                    message = (
-                        f"the pictures of step {step} could not be judged ({error}); the training goes on"
-                    )
-                    self._emit(Notice(message=message))
+                except Exception as error:  # noqa: BLE001 - as for a picture that fails
+                    self._tell_once(step, error)
+
+    def _tell_once(self, step: int, error: Exception) -> None:
+        if step not in self._failed:
+            self._failed.add(step)
+            self._emit(
+                Notice(message=f"step {step} could not be judged ({error}); the training goes on")
+            )
 
     def _first_look(self) -> tuple[Known, Sight]:
         """At what the pictures are held against, and at those of the untouched model."""
@@ -103,8 +108,9 @@ class JudgedSteps:
 
         def told(done: int, of: int) -> None:
             self._check_interrupt()
-            label = f"judging the pictures of step {step}"
-            self._emit(Phase(name=JUDGING, done=done, total=of, label=label))
+            self._emit(
+                Phase(name=JUDGING, done=done, total=of, label=f"judging the pictures of step {step}")
+            )
 
         return look(self._judging.judge, pictures, f"the pictures of step {step}", told)
 
