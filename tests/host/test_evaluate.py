@@ -18,6 +18,7 @@ from in_graph_lora.trainer.config import SaveConfig, ValidationConfig
 from in_graph_lora.trainer.data.records import Dataset
 from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.errors import ConfigError, ModelError
+from in_graph_lora.trainer.evidence import questions
 from in_graph_lora.trainer.files import sha256
 from in_graph_lora.trainer.host import evidence, paths
 from in_graph_lora.trainer.host.captioning import ClipCaptioner
@@ -282,7 +283,8 @@ def test_a_text_encoder_that_sees_is_asked_about_each_picture_with_the_trigger(
         lora=result.lora, question_clip=qwen, seed=21,
         questions="is it red?\nfigurine | a lake?\nwhat?\nlake | is it wet?",
     )  # fmt: skip
-    text = evaluate(loaded, **asked)[3]
+    assert questions.ON_REQUEST in evaluate(loaded, **asked)[3]
+    text = evaluate(loaded, **asked, all_figures=True)[3]
     assert [drawn for drawn, _ in seen] == [12] * (2 * 2 * 3), "after the last picture"
     assert "| questions answered with yes |" in text
     figures = last_report(output)["columns"][1]["figures"]

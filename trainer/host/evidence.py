@@ -157,7 +157,7 @@ def evaluate(
         trigger=question.trigger,
         answerer=answerer,
         classifier=classifier,
-        lpips=question.all_figures,
+        all_figures=question.all_figures,
         told=lambda what: _told(progress, what),
     )
     notes += more

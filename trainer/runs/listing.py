@@ -18,7 +18,7 @@ from ..errors import StorageError
 from . import steps
 from .checkpoints import LORA, loras, step_reached
 from .folder import RunFolder
-from .history import curve, pictures
+from .history import curve, pictures, prompts
 from .in_use import is_in_use
 from .judged import best_judged
 
@@ -89,13 +89,11 @@ class Runs:
         loss, held_out = _curve(folder.path, *_version(folder.log.path))
         measured, shown = dict(held_out), _pictures(folder)
         config = folder.config()
-        preview = config.get("preview")
-        prompts = preview.get("prompts") if isinstance(preview, dict) else None
         kept = loras(folder.checkpoints)
         return {
             **self.summary(run),
             "config": config,
-            "prompts": prompts if isinstance(prompts, list) else [],
+            "prompts": list(prompts(config)),
             "curve": {"loss": loss, "held_out": held_out},
             "checkpoints": [
                 {"step": step, "held_out": measured.get(step), "pictures": shown.get(step, [])}

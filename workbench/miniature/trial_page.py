@@ -62,17 +62,21 @@ def failures_table(found: Mapping[str, Any]) -> str:
         rows.append(
             [
                 row["title"],
-                f"{truth['subject']:.0%}",
+                _share(truth["subject"]),
                 _signed(own["subject"]),
-                f"{truth['leak']:.0%}",
+                _share(truth["leak"]),
                 _signed(own["leak"]),
-                f"{truth['drift']:.0%}",
+                _share(truth["drift"]),
                 f"{own['drift']:.2f}",
-                f"{own['copies']:.0%} / {own['pixel_copies']:.0%}",
+                f"{_share(own['copies'])} / {_share(own['pixel_copies'])}",
                 f"{own['loss']:.2f}",
             ]
         )
     return _table(FAILED, rows)
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %"
 
 
 def _signed(value: float) -> str:
