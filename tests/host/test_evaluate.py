@@ -18,7 +18,7 @@ from in_graph_lora.trainer.config import SaveConfig, ValidationConfig
 from in_graph_lora.trainer.data.records import Dataset
 from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.errors import ConfigError, ModelError
-from in_graph_lora.trainer.evidence import questions
+from in_graph_lora.trainer.evidence import questions, spread
 from in_graph_lora.trainer.files import sha256
 from in_graph_lora.trainer.host import evidence, paths
 from in_graph_lora.trainer.host.captioning import ClipCaptioner
@@ -220,6 +220,11 @@ def test_without_judge_dataset_and_references_it_says_what_is_missing(loaded, re
     assert "connect the dataset that was trained on" in text
     assert "diversity in pixels" in text
     assert "drift in pixels" not in text
+    few = evaluate(loaded, lora=result.lora, images_per_prompt=1, clip_vision=clip_vision("dinov2"))[3]
+    assert "drift is not measured: it needs two unrelated pictures or more" in few
+    assert "diversity is not measured: it needs two pictures of a prompt; raise images_per_prompt" in few
+    kid = "KID is left out: it needs 8 unrelated pictures or more, and there are 1"
+    assert (kid in few) == spread.available()
 
 
 @pytest.mark.parametrize(

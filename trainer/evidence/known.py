@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..data.images import WHITE, on_colour
 from ..data.pixels import opened
 from ..data.records import Dataset, ImageRecord
+from ..errors import DatasetError
 from .shots import Shot
 from .sight import Judge, Sight, checked, look, pixel_distance
 
@@ -139,6 +141,16 @@ def _shapes(sizes: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[str
 def _without(trigger: str, prompt: str) -> str:
     words = prompt.split()
     return " ".join(word for word in words if word.strip(",.") != trigger) if trigger else prompt
+
+
+def trained_picture(dataset: Dataset | None, name: str) -> Image.Image | None:
+    """The training picture of this name; None where it cannot be read any more."""
+    records = dataset.records if dataset is not None else ()
+    for record in records:
+        if record.name == name and record.role == "instance":
+            with suppress(OSError, DatasetError):
+                return _picture(record)
+    return None
 
 
 def _picture(record: ImageRecord) -> Image.Image:

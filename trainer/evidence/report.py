@@ -134,16 +134,17 @@ def table(report: Report) -> list[str]:
     ]
     for figure in report.figures:
         own = [findings.figures.get(figure.key) for _, findings in report.columns]
-        counts = sorted({m.count for m in own if m is not None})
         cells = [cell(m) for m in own]
-        head = [
-            figure.title,
-            figure.literature,
-            f"{figure.good}, {figure.range}",
-            f"{counts[-1]} {figure.kind}",
-        ]
+        good = f"{figure.good}, {figure.range}"
+        head = [figure.title, figure.literature, good, count(report, figure)]
         lines.append("| " + " | ".join([*head, *cells]) + " |")
     return lines
+
+
+def count(report: Report, figure: Figure) -> str:
+    """Over how many pictures, and of which prompts, like "12 trigger"."""
+    own = [findings.figures.get(figure.key) for _, findings in report.columns]
+    return f"{max(m.count for m in own if m is not None)} {figure.kind}"
 
 
 def cell(measured: Measured | None) -> str:

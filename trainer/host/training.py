@@ -108,8 +108,9 @@ def train_on_loaded(
         base_hash=prints[0],
         trigger=dataset.trigger,
     )
-    judged = judge is not None and config.validation.judge
-    judging = Judging(judge=judge, dataset=dataset) if judged else None
+    judging = None
+    if judge is not None and config.validation.judge:
+        judging = Judging(judge=judge, dataset=dataset)
     with torch.inference_mode(False), kept(emit) as store:
         cache = SampleCache(
             latents=HostLatentEncoder(vae, model, clip, identity=job.identities.latents),

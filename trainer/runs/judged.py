@@ -82,9 +82,7 @@ class JudgedSteps:
     def _tell_once(self, step: int, error: Exception) -> None:
         if step not in self._failed:
             self._failed.add(step)
-            self._emit(
-                Notice(message=f"step {step} could not be judged ({error}); the training goes on")
-            )
+            self._emit(Notice(message=f"step {step} could not be judged ({error}); the training goes on"))
 
     def _first_look(self) -> tuple[Known, Sight]:
         """At what the pictures are held against, and at those of the untouched model."""
@@ -108,9 +106,7 @@ class JudgedSteps:
 
         def told(done: int, of: int) -> None:
             self._check_interrupt()
-            self._emit(
-                Phase(name=JUDGING, done=done, total=of, label=f"judging the pictures of step {step}")
-            )
+            self._emit(Phase(name=JUDGING, done=done, total=of, label=f"judging the pictures of step {step}"))
 
         return look(self._judging.judge, pictures, f"the pictures of step {step}", told)
 
@@ -181,19 +177,20 @@ def shots_of(config: TrainConfig, trigger: str) -> list[Shot]:
     Raises ConfigError when no line has it.
     """
     preview = config.preview
-    kinds: list[Kind] = ["trigger" if _has(prompt, trigger) else "class" for prompt in preview.prompts]
+    kinds: list[Kind] = [_kind(prompt, trigger) for prompt in preview.prompts]
     if "trigger" not in kinds:
         raise ConfigError(
             f"no line of prompts has the trigger {trigger!r}, so the judge would see no picture of the"
             " subject; write it into a line of prompts in TrainPreview"
         )
-    kinds += [UNRELATED] * len(preview.unrelated_prompts)
+    kinds.extend(UNRELATED for _ in preview.unrelated_prompts)
     return [
         Shot(kind=kind, prompt=prompt, seed=(preview.seed + i) % 2**64)
         for i, (kind, prompt) in enumerate(zip(kinds, preview.all_prompts, strict=True))
     ]
 
 
-def _has(prompt: str, trigger: str) -> bool:
+def _kind(prompt: str, trigger: str) -> Kind:
     words = [word.strip(",.") for word in prompt.split()]
-    return not trigger or trigger in words or (" " in trigger and trigger in prompt)
+    has = not trigger or trigger in words or (" " in trigger and trigger in prompt)
+    return "trigger" if has else "class"
