@@ -58,7 +58,7 @@ class LoadRun(io.ComfyNode):
             folder = runs().folder(run)
         except StorageError:
             return run
-        return f"{run} {step} {list(loras(folder.checkpoints))}"
+        return f"{run} {step} {list(loras(folder.checkpoints))} {folder.config().get('validation')}"
 
     @classmethod
     def execute(cls, run: str, step: int) -> io.NodeOutput:

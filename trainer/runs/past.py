@@ -12,7 +12,7 @@ from ..adapters.lora_file import read_lora
 from ..adapters.shapes import check_file
 from ..config import ValidationConfig
 from ..errors import ConfigError, shortened
-from ..evidence.figures import BY_KEY
+from ..evidence.figures import FIGURES
 from .checkpoints import loras, strangers
 from .folder import RunFolder
 from .judged import best_judged
@@ -58,7 +58,7 @@ def load_past_run(folder: RunFolder, step: int) -> PastRun:
     if step in validations:
         lines.append(f"held-out loss {validations[step]:.5f}")
     if said := folder.log.judged().get(step):
-        figures = [f"{BY_KEY[key].title} {value:.3f}" for key, value in said.items() if key in BY_KEY]
+        figures = [f"{f.title} {said[f.key]:.3f}" for f in FIGURES if f.key in said]
         lines.append(f"judge: {', '.join(figures)}")
     if others := strangers(folder.checkpoints):
         lines.append(f"left out, not written by a run: {shortened(others)}")
