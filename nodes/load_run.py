@@ -32,7 +32,7 @@ class LoadRun(io.ComfyNode):
                     default=0,
                     min=-1,
                     max=1_000_000,
-                    tooltip="The checkpoint's step. 0: the newest. -1: the lowest held-out loss.",
+                    tooltip="The checkpoint's step. 0: the newest. -1: the best, as Train Preview decided.",
                 ),
             ],
             outputs=[
@@ -58,7 +58,7 @@ class LoadRun(io.ComfyNode):
             folder = runs().folder(run)
         except StorageError:
             return run
-        return f"{run} {step} {list(loras(folder.checkpoints))}"
+        return f"{run} {step} {list(loras(folder.checkpoints))} {folder.config().get('validation')}"
 
     @classmethod
     def execute(cls, run: str, step: int) -> io.NodeOutput:

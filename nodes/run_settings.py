@@ -29,6 +29,8 @@ def node_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("betas", "eps"):
         if (value := getattr(c.optimizer, name)) != getattr(default, name):
             left.append(f"{name} {value} of the optimizer, which no node has")
+    if judge := c.validation.judge:
+        left.append(f"the judge of the previews ({judge}), which is connected to Train Preview")
     return {"nodes": nodes, "left": left}
 
 
@@ -64,10 +66,11 @@ def _all_options(c: TrainConfig) -> dict[str, Widgets]:
         "epochs": c.epochs,
     }
     preview = {
-        **_without(asdict(c.preview), "prompts", "steps"),
+        **_without(asdict(c.preview), "prompts", "unrelated_prompts", "steps"),
         "prompts": "\n".join(c.preview.prompts),
+        "unrelated_prompts": "\n".join(c.preview.unrelated_prompts),
         "sampling_steps": c.preview.steps,
-        **_without(asdict(c.validation), "every"),
+        **_without(asdict(c.validation), "every", "judge"),
         "measure_every": c.validation.every,
         "checkpoint_every": c.save.every,
         "keep_states": c.save.keep,

@@ -1,6 +1,7 @@
 """The socket types of the pack. LORA_MODEL and LOSS_MAP are ComfyUI's own."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -29,6 +30,8 @@ class PreviewOptions:
     preview: PreviewConfig = PreviewConfig()
     validation: ValidationConfig = ValidationConfig()
     save: SaveConfig = SaveConfig()
+    judge: Any = None
+    """Of `trainer.host.judges`; None without one."""
 
 
 @dataclass(frozen=True)

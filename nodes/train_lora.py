@@ -85,6 +85,7 @@ class TrainLoRA(io.ComfyNode):
             told = f"{job} is written; train it by: python scripts/train.py {job.parent}"
             later = (nothing_yet(),) * 3
             return io.NodeOutput(*later, ui=ui.PreviewText("\n\n".join([told, *emit.notices])))
+        preview = settings.get("preview")
         place = Place.of(cls.hidden.unique_id, cls.hidden.extra_pnginfo)
         with (
             telling_of_files(),
@@ -102,6 +103,7 @@ class TrainLoRA(io.ComfyNode):
                 new_run=existing_run == NEW_RUN,
                 stop_requested=training.stop_requested,
                 origin=origin,
+                judge=preview.judge if preview is not None else None,
             )
             report.reached(result.run, len(result.losses))
             was_paused = paused(result.run) is not None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer.config import PreviewConfig, SaveConfig, ValidationConfig
+from ..trainer.config import DECIDES, PreviewConfig, SaveConfig, ValidationConfig
 from ..trainer.host.sample import SAMPLERS, SCHEDULERS
 from ..trainer.text import lines
 from .sockets import CATEGORY, Preview, PreviewOptions
@@ -56,7 +57,7 @@ class TrainPreview(io.ComfyNode):
                 io.Boolean.Input(
                     "keep_best",
                     default=_V.keep_best,
-                    tooltip="The result is the LoRA of the step with the lowest held-out loss.",
+                    tooltip="The result is the LoRA of the best step: decides says what that is.",
                 ),
                 io.Int.Input(
                     "patience",
@@ -64,7 +65,7 @@ class TrainPreview(io.ComfyNode):
                     min=0,
                     max=10_000,
                     advanced=True,
-                    tooltip="Stop after this many measurements without a new lowest held-out loss. 0: never.",
+                    tooltip="Stop after this many measurements without a new best. 0: never.",
                 ),
                 io.String.Input("negative", default="", advanced=True, tooltip="Negative prompt."),
                 io.Int.Input(
@@ -151,6 +152,57 @@ class TrainPreview(io.ComfyNode):
                     tooltip="Of a video model: the first, the middle and the last frame are shown side by"
                     " side. 1: a still picture.",
                 ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="A judge of the pictures: CLIP, SigLIP, DINOv2 or DINOv3 from Load CLIP Vision.",
+                ),
+                io.String.Input(
+                    "judge_folder",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="A transformers folder as the judge instead.",
+                ),
+                io.Combo.Input(
+                    "decides",
+                    options=list(DECIDES),
+                    default=DECIDES[0],
+                    optional=True,
+                    tooltip="What keep_best and patience go by. judge: as in Evaluate LoRA, the pictures most"
+                    " like the held-out ones, within max_drift and max_copies.",
+                ),
+                io.String.Input(
+                    "unrelated_prompts",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    advanced=True,
+                    placeholder="a mountain lake",
+                    tooltip="Drawn too, two lines or more: other things than the subject, by which the judge"
+                    " measures the drift.",
+                ),
+                io.Float.Input(
+                    "max_drift",
+                    default=_V.max_drift,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="By the judge the best stays below. 1 is as far as one picture of the base is"
+                    " from another.",
+                ),
+                io.Float.Input(
+                    "max_copies",
+                    default=_V.max_copies,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="By the judge the best stays below: share of near copies of training pictures.",
+                ),
             ],
             outputs=[Preview.Output(display_name="preview", tooltip="For Train LoRA.")],
         )
@@ -167,14 +219,36 @@ class TrainPreview(io.ComfyNode):
         sampling_steps: int,
         checkpoint_every: int,
         keep_states: int,
+        clip_vision: Any = None,
+        judge_folder: str = "",
+        decides: str = _V.decides,
+        unrelated_prompts: str = "",
+        max_drift: float = _V.max_drift,
+        max_copies: float = _V.max_copies,
         **sampling: Any,
     ) -> io.NodeOutput:
-        shown = tuple(lines(prompts))
+        from ..trainer.host.judges import judge_of
+
+        judge = judge_of(clip_vision, Path(judge_folder.strip()) if judge_folder.strip() else None)
         options = PreviewOptions(
-            preview=PreviewConfig(prompts=shown, every=every, steps=sampling_steps, **sampling),
+            preview=PreviewConfig(
+                prompts=tuple(lines(prompts)),
+                unrelated_prompts=tuple(lines(unrelated_prompts)),
+                every=every,
+                steps=sampling_steps,
+                **sampling,
+            ),
             validation=ValidationConfig(
-                held_out=held_out, every=measure_every, keep_best=keep_best, patience=patience
+                held_out=held_out,
+                every=measure_every,
+                keep_best=keep_best,
+                patience=patience,
+                decides=decides,
+                judge=f"{judge.name} {judge.digest}" if judge is not None else "",
+                max_drift=max_drift,
+                max_copies=max_copies,
             ),
             save=SaveConfig(every=checkpoint_every, keep=keep_states),
+            judge=judge,
         )
         return io.NodeOutput(options)

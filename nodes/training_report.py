@@ -133,7 +133,7 @@ class TrainingReport:
         self._phase, self._label, self._done, self._total = phase, label or phase, done, total
 
     def _previews_after(self, step: int, steps: int) -> int:
-        return _rounds(step, steps, self.config.preview.every) * len(self.config.preview.prompts)
+        return _rounds(step, steps, self.config.preview.every) * len(self.config.preview.all_prompts)
 
     def _measured_after(self, step: int, steps: int) -> int:
         validation = self.config.validation

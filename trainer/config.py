@@ -406,9 +406,16 @@ class PreviewConfig:
     """Pixels; 0 is the resolution of the dataset."""
     frames: int = 1
     """Of a video model: the first, the middle and the last are shown."""
+    unrelated_prompts: tuple[str, ...] = ()
+    """Drawn after `prompts`: of other things than the subject, by which a judge measures the drift."""
+
+    @property
+    def all_prompts(self) -> tuple[str, ...]:
+        return self.prompts + self.unrelated_prompts
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompts", tuple(readable(p) for p in self.prompts))
+        for name in ("prompts", "unrelated_prompts"):
+            object.__setattr__(self, name, tuple(readable(p) for p in getattr(self, name)))
         object.__setattr__(self, "negative", readable(self.negative))
         _check_range(self, 1, math.inf, "every")
         _check_range(self, 1, 1000, "steps", hint="20 is usual")
@@ -416,30 +423,56 @@ class PreviewConfig:
         _check(0 <= self.seed < 2**64, f"seed is {self.seed}; choose 0 to 2^64 - 1")
         _check_range(self, 0, 8192, "width", "height", hint="0: the dataset's resolution")
         _check_range(self, 1, 1025, "frames", hint="1: a still picture")
+        _check(
+            bool(self.prompts or not self.unrelated_prompts),
+            "unrelated_prompts is written but prompts is empty, so no pictures are drawn; write a line into"
+            " prompts",
+        )
+
+
+BY_LOSS, BY_JUDGE = DECIDES = ("held-out loss", "judge")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValidationConfig:
-    """The loss on pictures that are not trained on."""
+    """Which step is best: by the loss on pictures that are not trained on, or by a judge of the previews."""
 
     held_out: int = 0
     """Pictures of the dataset that are kept out of training; 0 is no validation."""
     every: int = 50
     """Steps between measurements. Step 0 and the last step are always measured."""
     keep_best: bool = False
-    """The result is the LoRA of the step with the lowest held-out loss instead of the last step's."""
+    """The result is the LoRA of the best step instead of the last step's."""
     patience: int = 0
-    """Stop after this many measurements without a new lowest loss; 0 never stops early."""
+    """Stop after this many measurements without a new best; 0 never stops early."""
+    decides: str = BY_LOSS
+    """What the best step is: that with the lowest held-out loss, or that of `evidence.choice`."""
+    judge: str = ""
+    """Name and digest of the network that judges the previews; empty without one."""
+    max_drift: float = 0.5
+    """By the judge the best stays below: `evidence.choice.Bounds`."""
+    max_copies: float = 0.25
+    """The same, 0 to 1."""
 
     def __post_init__(self) -> None:
         _check_range(self, 0, math.inf, "held_out", hint="0: no validation")
         _check_range(self, 1, math.inf, "every")
         _check_range(self, 0, math.inf, "patience", hint="0: never stop early")
+        _check_choice("decides", self.decides, DECIDES)
+        _check_range(self, 0, 10, "max_drift")
+        _check_range(self, 0, 1, "max_copies")
+        if self.decides == BY_JUDGE:
+            _check(
+                bool(self.judge),
+                "decides is judge but there is none; connect clip_vision or name judge_folder",
+            )
+            return
         for name in ("keep_best", "patience"):
             value = getattr(self, name)
             _check(
                 self.held_out > 0 or not value,
-                f"{name} is {value} but held_out is 0, so nothing is measured; hold out one or more pictures",
+                f"{name} is {value} but held_out is 0, so nothing is measured; hold out one or more pictures,"
+                " or let a judge decide",
             )
 
 
@@ -472,6 +505,10 @@ class TrainConfig:
         _check_range(self, 1, 1_000_000, "steps")
         _check_range(self, 0, 100_000, "epochs", hint="0: steps count")
         _check(0 <= self.seed < 2**64, f"train_seed is {self.seed}; choose 0 to 2^64 - 1")
+        _check(
+            bool(self.preview.prompts or not self.validation.judge),
+            "there is a judge but no pictures for it; write a line into prompts of TrainPreview",
+        )
 
     def total_steps(self, samples: int) -> int:
         """Optimizer steps of the run; with epochs ceil(epochs · ceil(samples / batch) / accumulation).

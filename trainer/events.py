@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +75,17 @@ class Validated:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """What a judge says of the sample pictures of a step; see `trainer.runs.judged`."""
+
+    step: int
+    figures: Mapping[str, float]
+    """Key of `evidence.figures` → its value."""
+    best: bool
+    """By `evidence.choice` the best so far."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PreviewSaved:
     """The sample pictures of a step, one for each prompt."""
 
@@ -93,6 +104,15 @@ class Notice:
 
 
 Event = (
-    Phase | Planned | RunOpened | RunStarted | StepDone | CheckpointSaved | Validated | PreviewSaved | Notice
+    Phase
+    | Planned
+    | RunOpened
+    | RunStarted
+    | StepDone
+    | CheckpointSaved
+    | Validated
+    | Judged
+    | PreviewSaved
+    | Notice
 )
 Emit = Callable[[Event], None]

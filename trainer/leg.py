@@ -115,7 +115,8 @@ class Leg:
             measured = validation.add(state.step, loss)
             # A checkpoint's file stays as it is: its digest was taken.
             checkpointed = self.saved is not None and self.saved.step == state.step
-            if measured.best and self.config.validation.keep_best and not checkpointed:
+            keeps = self.config.validation.keep_best and session.best is validation
+            if measured.best and keeps and not checkpointed:
                 self._write_lora()
         session.emit(measured)
 

@@ -12,6 +12,7 @@ from .errors import ConfigError, DatasetError, shortened
 from .loss import check_weighting
 from .noise import NoiseProcess
 from .optim import check_optimizer
+from .runs.judged import shots_of
 from .text import garbled
 
 
@@ -33,13 +34,15 @@ def check(
     if start:
         check_start(net, start)
     _check_pictures(config, dataset)
+    if config.validation.judge:
+        shots_of(config, dataset.trigger)
 
 
 def remarks(config: TrainConfig, dataset: Dataset) -> list[str]:
     """What the user must be told of settings and captions that can be used."""
     prior, preview = config.prior, config.preview
     settings = [("class_prompt", prior.class_prompt), ("negative", preview.negative)]
-    settings += [("prompts", prompt) for prompt in preview.prompts]
+    settings += [("prompts", prompt) for prompt in preview.all_prompts]
     told = garbled([*settings, *dataset.texts])
     return [told] if told else []
 

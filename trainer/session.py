@@ -14,7 +14,7 @@ import torch
 
 from .adapters.lora_file import read_lora
 from .adapters.start import StartingLora
-from .config import TrainConfig
+from .config import BY_JUDGE, TrainConfig
 from .data.cache import TrainingData
 from .data.stored import SampleLost
 from .errors import LoraFileError, StorageError, shortened
@@ -29,6 +29,7 @@ from .runs import steps as step_names
 from .runs.checkpoints import Checkpoint, forget, lora_path, newest, strangers
 from .runs.folder import RunFolder
 from .runs.in_use import in_use
+from .runs.judged import JudgedSteps, Judging
 from .runs.previews import Previews
 from .runs.record import Finished, Record
 from .runs.result import Result
@@ -70,15 +71,15 @@ def train_lora(
     start: StartingLora | None = None,
     folder: RunFolder | None = None,
     sampler: Sampler | None = None,
+    judging: Judging | None = None,
     plan: Plan | None = None,
 ) -> Result:
     """Train, save `<loras>/<name>.safetensors` and keep the run's record below `runs`.
 
     `preflight.check` comes before. steps: of the whole run, `config.total_steps`. start: an existing LoRA to
-    go on from. folder: a run that was stopped, to go on with. sampler: draws the previews. plan: by which the
-    next levers are found with fit auto. When a leg is left
-    by an exception or an interrupt, a checkpoint is written first; a requested stop ends the run in order,
-    with what there is.
+    go on from. folder: a run that was stopped, to go on with. sampler: draws the previews. judging: looks at
+    them. plan: by which the next levers are found with fit auto. When a leg is left by an exception or an
+    interrupt, a checkpoint is written first; a requested stop ends the run in order, with what there is.
     """
     resumed = folder is not None
     if folder is None:
@@ -96,6 +97,7 @@ def train_lora(
         start=start,
         folder=folder,
         sampler=sampler,
+        judging=judging,
         plan=plan,
     )
     with in_use(folder.path):
@@ -121,6 +123,7 @@ class Session:
         start: StartingLora | None,
         folder: RunFolder,
         sampler: Sampler | None,
+        judging: Judging | None,
         plan: Plan | None,
     ) -> None:
         self.lend, self.data, self.config, self.destination = lend, data, config, destination
@@ -134,6 +137,7 @@ class Session:
         if plan is not None:
             folder.write_plan(plan)
         self.previews = Previews(config.preview, sampler, folder, self.steps, self.emit)
+        self.judged = JudgedSteps(config, judging, self.previews, folder, self.emit, check_interrupt)
         self.board = Board(folder.path, show)
 
     def run(self, checkpoint: Checkpoint | None) -> Result:
@@ -216,7 +220,12 @@ class Session:
 
     def ended(self) -> bool:
         """Whether the run is to end before its last step."""
-        return self.stop_requested() or self.validation.exhausted
+        return self.stop_requested() or self.best.exhausted
+
+    @property
+    def best(self) -> Validation | JudgedSteps:
+        """What says which step is best."""
+        return self.judged if self.config.validation.decides == BY_JUDGE else self.validation
 
     def emit(self, event: Event) -> None:
         """To the run's own log, to TensorBoard, and on."""
@@ -230,30 +239,36 @@ class Session:
         self.show(Notice(message=message))
 
     def _best_lora(self) -> Path | None:
-        """The LoRA of the step with the lowest held-out loss, if that is wanted and not the last one's."""
-        best = self.validation.best_step if self.config.validation.keep_best else None
+        """The LoRA of the best step, if that is wanted and not the last one's."""
+        if not self.config.validation.keep_best:
+            return None
+        best = self.best.best_step
+        if best is None and self.best is self.judged:
+            self.emit(Notice(message="no step was judged, so the last one was kept"))
         if best is None or best == self.state.step:
             return None
         path = lora_path(self.folder.checkpoints, best)
         try:
             read_lora(path)
         except LoraFileError as error:
-            self.emit(Notice(message=f"step {best} has the lowest held-out loss, but {error}; kept the last"))
+            self.emit(Notice(message=f"step {best} is the best, but {error}; kept the last"))
             return None
-        self.emit(Notice(message=f"kept the LoRA of step {best}, which has the lowest held-out loss"))
+        self.emit(Notice(message=self.best.kept(best)))
         return path
 
     def draw_curve(self) -> None:
         self.folder.write_loss_curve(self.state.losses)
 
     def _preview(self) -> None:
-        self.previews.draw(self.state.step, self.lora_file, self.stop_requested)
+        for step in (0, self.state.step) if self.judged.active else (self.state.step,):
+            self.previews.draw(step, self.lora_file, self.stop_requested)
+        self.judged.look(self.state.step)
 
     def _finish(self) -> Result:
         """Copy the chosen checkpoint's LoRA to its place and say so in the run's record."""
         config, state, folder = self.config, self.state, self.folder
         source = self._best_lora() or self.lora_file
-        early = self.validation.exhausted and state.step < self.steps
+        early = self.best.exhausted and state.step < self.steps
         stopped = not early and state.step < self.steps
 
         self.draw_curve()  # before the record says that the run is finished
@@ -264,12 +279,7 @@ class Session:
 
         path = copy_as_new(source, self.destination.loras, config.name, before)
         if early:
-            self.emit(
-                Notice(
-                    message=f"stopped early at step {state.step}: {config.validation.patience} measurements"
-                    " without a lower held-out loss"
-                )
-            )
+            self.emit(Notice(message=self.best.spent(state.step)))
         elif stopped:
             self.emit(Notice(message=f"stopped at step {state.step}; run again to go on from there"))
         return Result.of(folder, path, state.losses, stopped=stopped)

@@ -11,7 +11,8 @@ TRIAL = "trying out one step"
 PREVIEWS = "previews"
 CLASS_PICTURES = "generating class pictures"
 HELD_OUT = "measuring the held-out loss"
-_REPEATED = (PREVIEWS, HELD_OUT)
+JUDGING = "judging the previews"
+_REPEATED = (PREVIEWS, HELD_OUT, JUDGING)
 """They come several times; the other phases come once, and then their own total is right."""
 
 _COST = {TRIAL: 4.0, "encoding captions": 0.3}

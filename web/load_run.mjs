@@ -2,9 +2,9 @@
 
 import { keepEvents, make, openDialog, openPictures } from "./elements.mjs";
 import { curveOf, Details, fetchDetail, runList } from "./run_list.mjs";
-import { about, lowest, pictureOf } from "./runs_data.mjs";
+import { about, bestOf, pictureOf } from "./runs_data.mjs";
 import { textBox } from "./panel.mjs";
-import { t, told } from "./words.mjs";
+import { t, told, word } from "./words.mjs";
 
 const HEIGHT = 230;
 const ROW_HEIGHT = 64;
@@ -30,7 +30,7 @@ export function loadRunView(/** @type {import("./view.mjs").Host} */ host) {
     const step = Number(host.value("step"));
     if (!detail) return step;
     if (step === NEWEST) return detail.checkpoints.at(-1)?.step ?? step;
-    return step === BEST ? lowest(detail.checkpoints)?.step ?? step : step;
+    return step === BEST ? bestOf(detail)?.step ?? step : step;
   }
 
   function mark() {
@@ -49,10 +49,10 @@ export function loadRunView(/** @type {import("./view.mjs").Host} */ host) {
       steps.replaceChildren();
       return;
     }
-    const { id, checkpoints } = detail;
+    const { id, checkpoints, best: judged } = detail;
     said.textContent = about(detail);
     curve.replaceChildren(curveOf(detail, { width: 320, height: 56 }));
-    const best = lowest(checkpoints);
+    const best = bestOf(detail);
     steps.replaceChildren(
       ...checkpoints.map((checkpoint) => {
         const { step, held_out: loss, pictures } = checkpoint;
@@ -65,7 +65,7 @@ export function loadRunView(/** @type {import("./view.mjs").Host} */ host) {
             role: "option",
             "data-step": String(step),
             title: star
-              ? t("Load step {step}, the lowest held-out loss. Double-click for its pictures.", { step })
+              ? t(step === judged ? word("Load step {step}, the best by the judge. Double-click for its pictures.") : word("Load step {step}, the lowest held-out loss. Double-click for its pictures."), { step })
               : t("Load step {step}. Double-click for its pictures.", { step }),
             onclick: () => host.set("step", step),
             ondblclick: () => openStep(checkpoint),

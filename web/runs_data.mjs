@@ -9,7 +9,7 @@ import { t, word } from "./words.mjs";
  *   picture: string | null, bytes: number}} Summary
  * @typedef {{step: number, held_out?: number | null, pictures: string[]}} Checkpoint
  * @typedef {Summary & {config: Record<string, any>, prompts: string[], before: string[],
- *   curve: {loss: Point[], held_out: Point[]}, checkpoints: Checkpoint[],
+ *   curve: {loss: Point[], held_out: Point[]}, checkpoints: Checkpoint[], best?: number | null,
  *   widgets: {nodes: Record<string, Record<string, any>>, left: string[]}}} Detail
  */
 
@@ -56,8 +56,10 @@ export function pictureOf(/** @type {string} */ id, /** @type {string} */ file) 
   return viewRoute({ filename: file, subfolder: `in-graph-lora/${id}/previews`, type: "output" });
 }
 
-/** The checkpoint with the lowest held-out loss; null when none was measured. */
-export function lowest(/** @type {Checkpoint[]} */ checkpoints) {
+/** The checkpoint that the judge found best, or else that with the lowest held-out loss; null when neither is known. */
+export function bestOf(/** @type {Pick<Detail, "checkpoints" | "best">} */ { checkpoints, best }) {
+  const judged = checkpoints.find((c) => c.step === best);
+  if (judged) return judged;
   const measured = checkpoints.filter((c) => typeof c.held_out === "number");
   return measured.reduce((a, b) => (a === null || Number(b.held_out) < Number(a.held_out) ? b : a), /** @type {Checkpoint | null} */ (null));
 }

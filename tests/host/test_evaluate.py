@@ -18,6 +18,7 @@ from in_graph_lora.trainer.config import SaveConfig, ValidationConfig
 from in_graph_lora.trainer.data.records import Dataset
 from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.errors import ConfigError, ModelError
+from in_graph_lora.trainer.evidence import questions, spread
 from in_graph_lora.trainer.files import sha256
 from in_graph_lora.trainer.host import evidence, paths
 from in_graph_lora.trainer.host.captioning import ClipCaptioner
@@ -219,6 +220,11 @@ def test_without_judge_dataset_and_references_it_says_what_is_missing(loaded, re
     assert "connect the dataset that was trained on" in text
     assert "diversity in pixels" in text
     assert "drift in pixels" not in text
+    few = evaluate(loaded, lora=result.lora, images_per_prompt=1, clip_vision=clip_vision("dinov2"))[3]
+    assert "drift is not measured: it needs two unrelated pictures or more" in few
+    assert "diversity is not measured: it needs two pictures of a prompt; raise images_per_prompt" in few
+    kid = "KID is left out: it needs 8 unrelated pictures or more, and there are 1"
+    assert (kid in few) == spread.available()
 
 
 @pytest.mark.parametrize(
@@ -282,7 +288,8 @@ def test_a_text_encoder_that_sees_is_asked_about_each_picture_with_the_trigger(
         lora=result.lora, question_clip=qwen, seed=21,
         questions="is it red?\nfigurine | a lake?\nwhat?\nlake | is it wet?",
     )  # fmt: skip
-    text = evaluate(loaded, **asked)[3]
+    assert questions.ON_REQUEST in evaluate(loaded, **asked)[3]
+    text = evaluate(loaded, **asked, all_figures=True)[3]
     assert [drawn for drawn, _ in seen] == [12] * (2 * 2 * 3), "after the last picture"
     assert "| questions answered with yes |" in text
     figures = last_report(output)["columns"][1]["figures"]

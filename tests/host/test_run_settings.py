@@ -41,8 +41,8 @@ CHANGED = TrainConfig(
     optimizer=OptimizerConfig(name="lion", learning_rate=3e-5, schedule="linear"),
     memory=MemoryConfig(fit="manual", checkpointing=1),
     prior=PriorConfig(method="class_images", class_prompt="a toy"),
-    preview=PreviewConfig(prompts=("a toy", "一个玩具"), every=7, width=64),
-    validation=ValidationConfig(held_out=1, every=9, keep_best=True),
+    preview=PreviewConfig(prompts=("a toy", "一个玩具"), every=7, width=64, unrelated_prompts=("a",)),
+    validation=ValidationConfig(held_out=1, every=9, keep_best=True, max_drift=0.3),
     save=SaveConfig(every=11, keep=3),
 )
 
@@ -74,6 +74,9 @@ def test_what_no_node_sets_is_said():
     said = node_settings(TrainConfig(optimizer=OptimizerConfig(eps=1e-6)).to_dict())["left"]
     assert "resolution 512" in said[0]
     assert said[1] == "eps 1e-06 of the optimizer, which no node has"
+    judged = TrainConfig(preview=CHANGED.preview, validation=ValidationConfig(judge="dinov2 0a"))
+    said = node_settings(judged.to_dict())["left"]
+    assert said[1] == "the judge of the previews (dinov2 0a), which is connected to Train Preview"
 
 
 @pytest.mark.parametrize(

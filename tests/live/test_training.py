@@ -231,15 +231,32 @@ def test_the_page_gets_at_most_five_messages_a_second(result):
     assert min(gaps) > 0.19
 
 
-def test_previews_and_the_held_out_loss_reach_the_page_and_load_run_gives_each_step(server, client, pictures):
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory) -> Path:
+    """A transformers folder: a tiny random DINOv2."""
+    import torch
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    folder = tmp_path_factory.mktemp("judge") / "tiny-dino"
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28}
+    Dinov2Model(Dinov2Config(**sizes, patch_size=14)).save_pretrained(folder)
+    BitImageProcessor(size={"shortest_edge": 28}, crop_size=28).save_pretrained(folder)
+    return folder
+
+
+def test_previews_and_what_is_measured_reach_the_page_and_load_run_gives_each_step(
+    server, client, pictures, judge
+):
     nodes = graph(pictures, steps=4, name="watched", preview=["20", 0])
     nodes["20"] = {
         "class_type": "TrainPreview",
         "inputs": {
             "prompts": "aawxbc figurine\na figurine", "every": 2, "held_out": 1, "measure_every": 2,
-            "keep_best": False, "patience": 0, "negative": "", "seed": 1, "sampling_steps": 2, "cfg": 3.0,
+            "keep_best": True, "patience": 0, "negative": "", "seed": 1, "sampling_steps": 2, "cfg": 3.0,
             "sampler_name": "euler", "scheduler": "normal", "width": 0, "height": 0, "checkpoint_every": 0,
-            "keep_states": 2,
+            "keep_states": 2, "judge_folder": str(judge), "decides": "judge",
+            "unrelated_prompts": "a lake\na house",
         },
     }  # fmt: skip
     shown = []
@@ -257,13 +274,13 @@ def test_previews_and_the_held_out_loss_reach_the_page_and_load_run_gives_each_s
     (during,) = shown
     assert [point[0] for point in during["points"]][:2] == [1, 2]
     after = client.get("/in_graph_lora/training?workflow=live-canvas&node=4")
-    assert (after["state"], after["previews"], len(after["prompts"])) == ("finished", [0, 2, 4], 2)
+    assert (after["state"], after["previews"], len(after["prompts"])) == ("finished", [0, 2, 4], 4)
     picture = {"run": after["run"], "step": 4, "prompt": 1}
     assert Image.open(io.BytesIO(client.fetch(f"/in_graph_lora/preview?{urlencode(picture)}"))).width == 64
     for change in (
         {"run": "../.."},
         {"step": 3},
-        {"prompt": 2},
+        {"prompt": 4},
         {"step": "-1"},
         {"run": after["run"] + "/.."},
     ):
@@ -284,6 +301,14 @@ def test_previews_and_the_held_out_loss_reach_the_page_and_load_run_gives_each_s
     assert loaded.status == "success", loaded.error
     assert "ss_steps" in json.dumps(loaded.outputs["3"])
     assert "held-out loss" in json.dumps(loaded.outputs["1"])
+    assert "judge: subject fidelity" in json.dumps(loaded.outputs["1"])
+    log = (Path(run["run_dir"]) / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    judged = {e["step"]: e for e in map(json.loads, log) if e["event"] == "Judged"}
+    assert list(judged) == [0, 2, 4]
+    assert {"subject", "leak", "drift", "copies", "pixel_copies"} <= judged[4]["figures"].keys()
+    best = next(step for step in (4, 2) if judged[step]["best"])
+    kept = Path(run["run_dir"]) / "checkpoints" / f"step_{best:06}.safetensors"
+    assert kept.read_bytes() == Path(run["lora_path"]).read_bytes()
 
 
 def test_stopping_a_node_that_trains_nothing_is_answered_with_404(client):

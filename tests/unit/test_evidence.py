@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ from in_graph_lora.trainer.evidence import perceptual, questions, regression, sp
 from in_graph_lora.trainer.evidence.choice import Bounds, choose
 from in_graph_lora.trainer.evidence.figures import BY_KEY, FIGURES, Measured, bootstrap, change
 from in_graph_lora.trainer.evidence.kept import KeptPictures, tensors_digest
-from in_graph_lora.trainer.evidence.known import Known, gather
-from in_graph_lora.trainer.evidence.measure import Findings, measure
+from in_graph_lora.trainer.evidence.known import Known, gather, trained_picture
+from in_graph_lora.trainer.evidence.measure import Copy, Findings, measure
 from in_graph_lora.trainer.evidence.page import page
 from in_graph_lora.trainer.evidence.report import Report
 from in_graph_lora.trainer.evidence.shots import BASE, Candidate, check_budget, evenly, shots
@@ -253,7 +254,22 @@ def test_the_page_holds_its_pictures_and_asks_for_nothing():
     assert "<svg" in text
     assert "http" not in text
     assert "<script" not in text
+    assert "<td>12 trigger</td>" in text
     assert 'src="data:' in text
+
+
+def test_near_copies_are_shown_beside_what_they_copy(tmp_path):
+    copied = replace(
+        found(drawn({"trigger": 1.0})), copies=[Copy(shot=0, name="p01.png"), Copy(shot=1, name="gone")]
+    )
+    data = dataset(tmp_path / "data", [painted(i) for i in range(3)])
+    text = page(reported(copied), lambda column, shot: painted(shot), "l", partial(trained_picture, data))
+    _, _, pairs = text.partition("<h2>Near copies</h2>")
+    pairs, _, _ = pairs.partition("<h2>Pictures</h2>")
+    assert pairs.count("data:image/jpeg") == 2, "what is gone is not shown"
+    assert "x a<br>seed 0" in pairs
+    assert "p01.png" in pairs
+    assert "Near copies" not in page(reported(copied), lambda column, shot: painted(shot), "l")
 
 
 # Regression.

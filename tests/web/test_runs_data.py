@@ -50,8 +50,10 @@ def test_curves_share_one_scale_and_keep_gaps(repo_root):
 
 def test_the_lowest_held_out_loss_is_found_among_gaps(repo_root):
     steps = "[{step: 1, held_out: null}, {step: 2, held_out: 0.5}, {step: 3, held_out: 0.25}, {step: 4}]"
-    assert js(repo_root, "runs_data.mjs", f"m.lowest({steps}).step") == 3
-    assert js(repo_root, "runs_data.mjs", "m.lowest([{step: 1}])") is None
+    assert js(repo_root, "runs_data.mjs", f"m.bestOf({{checkpoints: {steps}}}).step") == 3
+    judged = js(repo_root, "runs_data.mjs", f"m.bestOf({{checkpoints: {steps}, best: 2}}).step")
+    assert judged == 2, "what the judge found best comes first"
+    assert js(repo_root, "runs_data.mjs", "m.bestOf({checkpoints: [{step: 1}]})") is None
 
 
 def test_names_are_escaped_in_addresses(repo_root):

@@ -29,7 +29,7 @@ ARGUMENTS = {
     "note": 0,
 }
 """Function → which argument of it is a sentence for the user."""
-RETURNED = {"validate_inputs", "_nothing_usable", "garbled", "unknown"}
+RETURNED = {"validate_inputs", "_nothing_usable", "garbled", "unknown", "kept", "spent"}
 """Functions whose result is a sentence for the user."""
 LOCALS = {"bounds": ["{} or more", "{} to {}"], "hint": ["{}"]}
 """What variables in messages hold, where the sentence depends on it."""

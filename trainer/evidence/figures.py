@@ -69,6 +69,7 @@ FIGURES = (
         good="higher",
         kind="trigger",
         needs="answers",
+        shown=False,
     ),
     Figure(
         key="unclear",
@@ -78,6 +79,7 @@ FIGURES = (
         good="lower",
         kind="trigger",
         needs="answers",
+        shown=False,
     ),
     Figure(
         key="diversity",
@@ -97,7 +99,6 @@ FIGURES = (
         good="higher",
         kind="class",
         needs="judge",
-        shown=False,
     ),
     Figure(
         key="lpips_diversity",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,11 +13,16 @@ from torch import Tensor
 from ..data.images import WHITE, on_colour
 from ..data.pixels import opened
 from ..data.records import Dataset, ImageRecord
+from ..errors import DatasetError
 from .shots import Shot
 from .sight import Judge, Sight, checked, look, pixel_distance
 
 SAME = 0.004
 """Distance in pixels (0 to 1) below which a reference is a training picture that was saved again."""
+TRAINED_ON = (
+    "the references are training pictures: a LoRA that learned them by heart looks best; hold pictures out or"
+    " connect others"
+)
 FEW = 5
 """References below which they show the subject from few sides."""
 _SHAPES_ALIKE = 1.25
@@ -45,8 +51,9 @@ def gather(
 ) -> tuple[Known, list[str]]:
     """What there is, and in words what cannot be measured for want of it.
 
-    references: of the subject; the dataset's held-out pictures where there are none. size: of the samples,
-    (width, height) in pixels. trigger: left out of what the judge reads, as DreamBooth does.
+    shots: whose prompts the judge reads; with none of them no text is compared. references: of the subject;
+    the dataset's held-out pictures where there are none. size: of the samples, (width, height) in pixels.
+    trigger: left out of what the judge reads, as DreamBooth does.
     """
     records = dataset.records if dataset is not None else ()
     trained = [r for r in records if r.role == "instance"]
@@ -67,9 +74,9 @@ def gather(
     texts = None
     if judge is None:
         notes.append("there is no judge: only pixels are compared; connect clip_vision or name judge_folder")
-    elif judge.reads:
+    elif judge.reads and shots:
         texts = checked(judge, judge.read([_without(trigger, shot.prompt) for shot in shots]), "the prompts")
-    else:
+    elif shots:
         notes.append(
             "prompt fidelity is not measured: this judge does not read; name a folder of CLIP or SigLIP"
         )
@@ -134,6 +141,16 @@ def _shapes(sizes: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[str
 def _without(trigger: str, prompt: str) -> str:
     words = prompt.split()
     return " ".join(word for word in words if word.strip(",.") != trigger) if trigger else prompt
+
+
+def trained_picture(dataset: Dataset | None, name: str) -> Image.Image | None:
+    """The training picture of this name; None where it cannot be read any more."""
+    records = dataset.records if dataset is not None else ()
+    for record in records:
+        if record.name == name and record.role == "instance":
+            with suppress(OSError, DatasetError):
+                return _picture(record)
+    return None
 
 
 def _picture(record: ImageRecord) -> Image.Image:

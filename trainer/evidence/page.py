@@ -12,14 +12,18 @@ from html import escape
 from PIL import Image
 
 from .figures import Figure, Measured
-from .report import Report, cell
+from .report import Report, cell, count
 from .shots import KINDS
 
 Picture = Callable[[int, int], Image.Image]
 """(column, shot) → the picture."""
+Trained = Callable[[str], Image.Image | None]
+"""Name → the training picture; None where it is gone."""
 
 SHOWN = 6
 """Pictures of each kind of prompt."""
+PAIRS = 24
+"""Near copies that are shown beside what they copy, at most."""
 SIDE = 192
 _WIDTH, _HEIGHT, _EDGE = 340, 150, 34
 _COLOURS = ("#3b6ea5", "#b5541c")
@@ -35,8 +39,8 @@ small{display:block;white-space:nowrap;color:#5b6473;font-size:11px}summary{curs
 """
 
 
-def page(report: Report, picture: Picture, name: str) -> str:
-    """name: of what was evaluated, for the title."""
+def page(report: Report, picture: Picture, name: str, trained: Trained = lambda name: None) -> str:
+    """name: of what was evaluated, for the title. trained: shown beside their near copies."""
     chosen = report.choice.column
     best = report.columns[chosen][0].label if chosen is not None else "nothing"
     settings = json.dumps(dict(report.settings), indent=1, ensure_ascii=False, default=str)
@@ -52,6 +56,7 @@ def page(report: Report, picture: Picture, name: str) -> str:
         "<h2>Curves</h2>",
         *(_chart(report, figure) for figure in report.figures),
         _levels(report),
+        _pairs(report, picture, trained),
         "<h2>Pictures</h2>",
         "<p>The same prompt and seed in each row.</p>",
         _pictures(report, picture),
@@ -64,10 +69,11 @@ def page(report: Report, picture: Picture, name: str) -> str:
 
 def _table(report: Report) -> str:
     chosen = report.choice.column
-    heads = ["figure", "in the literature", "good", *(c.label for c, _ in report.columns)]
+    heads = ["figure", "in the literature", "good", "pictures", *(c.label for c, _ in report.columns)]
     rows = [f"<tr>{''.join(f'<th>{escape(h)}</th>' for h in heads)}</tr>"]
     for figure in report.figures:
-        cells = [figure.title, figure.literature, f"{figure.good}, {figure.range}"]
+        good = f"{figure.good}, {figure.range}"
+        cells = [figure.title, figure.literature, good, count(report, figure)]
         text = "".join(f"<td>{escape(c)}</td>" for c in cells)
         for i, (_, findings) in enumerate(report.columns):
             mark = " class=best" if i == chosen else ""
@@ -167,6 +173,26 @@ def _pictures(report: Report, picture: Picture) -> str:
             f"<h3>Prompts {escape(words)}</h3><div class=scroll><table class=pictures>{text}</table></div>"
         )
     return "".join(parts)
+
+
+def _pairs(report: Report, picture: Picture, trained: Trained) -> str:
+    """Near copies, each beside the training picture that it copies."""
+    rows = []
+    for column, (candidate, findings) in enumerate(report.columns):
+        for copy in findings.copies:
+            original = trained(copy.name) if len(rows) < PAIRS and not candidate.is_base else None
+            if original is not None:
+                shot = report.shots[copy.shot]
+                about = f"{escape(candidate.label)}<br>{escape(shot.prompt)}<br>seed {shot.seed}"
+                rows.append(
+                    f"<tr><td>{about}</td><td>{_embedded(picture(column, copy.shot))}</td>"
+                    f"<td>{_embedded(original)}{escape(copy.name)}</td></tr>"
+                )
+    if not rows:
+        return ""
+    heads = "<tr><td></td><td>drawn</td><td>training picture</td></tr>"
+    table = f"<table class=pictures>{heads}{''.join(rows)}</table>"
+    return f"<h2>Near copies</h2><div class=scroll>{table}</div>"
 
 
 def _spaced(rows: Sequence[int], count: int) -> list[int]:

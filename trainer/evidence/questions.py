@@ -17,6 +17,10 @@ from .figures import BY_KEY, Measured
 from .shots import Shot
 
 SHORT = " Answer with yes or no."
+ON_REQUEST = (
+    "the answers to the questions are in report.json; all_figures shows their figures, which ranked drawn"
+    " pictures in our trial, and LoRAs not surely"
+)
 LENGTH = 24
 """Tokens of an answer, at most."""
 _WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)

@@ -8,6 +8,7 @@ from typing import Any
 
 from .choice import Bounds, Choice, exceeded
 from .figures import FIGURES, Figure, Measured, change
+from .known import TRAINED_ON
 from .measure import Copy, Findings
 from .shots import KINDS, Candidate, Shot
 
@@ -43,10 +44,7 @@ class Report:
         """What speaks against the LoRA, and against the figures themselves."""
         found = []
         if self.unseen is False:
-            found.append(
-                "the references are training pictures: a LoRA that learned them by heart looks best; hold"
-                " pictures out or connect others"
-            )
+            found.append(TRAINED_ON)
         for candidate, findings in self.columns:
             if candidate.is_base:
                 continue
@@ -136,16 +134,17 @@ def table(report: Report) -> list[str]:
     ]
     for figure in report.figures:
         own = [findings.figures.get(figure.key) for _, findings in report.columns]
-        counts = sorted({m.count for m in own if m is not None})
         cells = [cell(m) for m in own]
-        head = [
-            figure.title,
-            figure.literature,
-            f"{figure.good}, {figure.range}",
-            f"{counts[-1]} {figure.kind}",
-        ]
+        good = f"{figure.good}, {figure.range}"
+        head = [figure.title, figure.literature, good, count(report, figure)]
         lines.append("| " + " | ".join([*head, *cells]) + " |")
     return lines
+
+
+def count(report: Report, figure: Figure) -> str:
+    """Over how many pictures, and of which prompts, like "12 trigger"."""
+    own = [findings.figures.get(figure.key) for _, findings in report.columns]
+    return f"{max(m.count for m in own if m is not None)} {figure.kind}"
 
 
 def cell(measured: Measured | None) -> str:

@@ -6,6 +6,7 @@ drawn is on disk at once: an evaluation that was interrupted goes on.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -25,7 +26,7 @@ from ..evidence import spread
 from ..evidence.choice import Bounds, choose
 from ..evidence.figures import BY_KEY, Measured
 from ..evidence.kept import KeptPictures
-from ..evidence.known import gather
+from ..evidence.known import gather, trained_picture
 from ..evidence.measure import Findings, measure
 from ..evidence.questions import Answerer, Asked
 from ..evidence.report import Report
@@ -110,6 +111,8 @@ class Evaluated:
     best_strength: float
     picture: Callable[[int, int], Image.Image]
     """(column, shot)"""
+    trained: Callable[[str], Image.Image | None]
+    """Name of a training picture → the picture, or None where it cannot be read."""
 
 
 def evaluate(
@@ -157,7 +160,7 @@ def evaluate(
         trigger=question.trigger,
         answerer=answerer,
         classifier=classifier,
-        lpips=question.all_figures,
+        all_figures=question.all_figures,
         told=lambda what: _told(progress, what),
     )
     notes += more
@@ -165,7 +168,7 @@ def evaluate(
         (candidate, replace(found, figures={**found.figures, **others[candidate], **losses[candidate]}))
         for candidate, found in measured.items()
     ]
-    notes += _not_asked(question.shots)
+    notes += _not_asked(question.shots, judge is not None)
     if judge is not None and not spread.available():
         notes.append(spread.MISSING)
     if question.fid:
@@ -195,6 +198,7 @@ def evaluate(
         best=lora,
         best_strength=best.strength,
         picture=lambda column, shot: kept.open(columns[column][0], question.shots[shot]),
+        trained=partial(trained_picture, question.dataset),
     )
 
 
@@ -279,13 +283,24 @@ def _told(progress: Progress, what: str) -> Callable[[int, int], None]:
     return told
 
 
-def _not_asked(shots: Sequence[Shot]) -> list[str]:
-    kinds = {shot.kind for shot in shots}
-    missing = {
-        "class": "leak is not measured: write class_prompts, the class without the trigger",
-        "unrelated": "drift is not measured: write unrelated_prompts",
-    }
-    return [text for kind, text in missing.items() if kind not in kinds]
+def _not_asked(shots: Sequence[Shot], judged: bool) -> list[str]:
+    """What is not measured for want of pictures."""
+    count = Counter(shot.kind for shot in shots)
+    notes = []
+    if not count["class"]:
+        notes.append("leak is not measured: write class_prompts, the class without the trigger")
+    elif max(Counter(shot.prompt for shot in shots if shot.kind == "class").values()) < 2:
+        notes.append("diversity is not measured: it needs two pictures of a prompt; raise images_per_prompt")
+    n = count["unrelated"]
+    if not n:
+        notes.append("drift is not measured: write unrelated_prompts")
+    elif n < 2:
+        notes.append("drift is not measured: it needs two unrelated pictures or more")
+    if judged and spread.available() and 0 < n < spread.FEWEST:
+        notes.append(
+            f"KID is left out: it needs {spread.FEWEST} unrelated pictures or more, and there are {n}"
+        )
+    return notes
 
 
 def _on_fid(shots: Sequence[Shot], classified: bool) -> list[str]:

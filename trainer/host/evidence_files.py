@@ -51,7 +51,11 @@ def chosen_loras(
         ]
     for name in files:
         path = paths.lora_path(name)
-        found.append(NamedLora(name=Path(name).stem, digest=sha256(path), load=partial(_read, path)))
+        found.append(
+            NamedLora(
+                name=Path(name).with_suffix("").as_posix(), digest=sha256(path), load=partial(_read, path)
+            )
+        )
     if connected is not None:
         digest = tensors_digest(connected)
         known = {tensors_digest(lora.load()) for lora in found}
@@ -100,7 +104,7 @@ def write(result: Evaluated, run: RunFolder | None) -> tuple[str, Tensor, Path]:
     report = result.report
     write_json(folder / "report.json", report.to_dict())
     name = result.best.name if run is None else run.path.parent.name
-    write_text(folder / "report.html", page(report, result.picture, name))
+    write_text(folder / "report.html", page(report, result.picture, name, result.trained))
     where = folder.relative_to(paths.output_directory()).as_posix()
     text = f"{report.markdown()}\n\nReport with pictures: {where}/report.html"
     write_text(folder / "report.md", text + "\n")

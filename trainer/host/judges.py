@@ -42,6 +42,9 @@ class ClipVisionJudge:
         self.name = clip_vision.model_type
         self.digest = digest(clip_vision.model)[0][:16]
 
+    def leave_device(self) -> None:
+        """ComfyUI does that, where there is need."""
+
     @torch.inference_mode()
     def see(self, pictures: Sequence[Image.Image]) -> Tensor:
         """[N, D] fp32 on the CPU: the projected class token, or the mean token of networks without one."""
@@ -103,6 +106,10 @@ class _Folder:
             mm.free_memory(sum(p.nbytes for p in self.model.parameters()), device)
             self.model.to(device)
         return self.model
+
+    def leave_device(self) -> None:
+        """What ComfyUI does not manage would stay there beside a training."""
+        self.model.to("cpu")
 
     def pixels(self, pictures: Sequence[Image.Image]) -> Any:
         own = self.processor(images=[p.convert("RGB") for p in pictures], return_tensors="pt")

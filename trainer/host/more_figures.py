@@ -29,10 +29,13 @@ def more_figures(
     trigger: str,
     answerer: Answerer | None,
     classifier: FolderClassifier | None,
-    lpips: bool,
+    all_figures: bool,
     told: Told,
 ) -> tuple[dict[Candidate, dict[str, Measured]], list[str]]:
-    """(figures of each candidate, what could not be measured and why). One network after the other."""
+    """(figures of each candidate, what could not be measured and why). One network after the other.
+
+    all_figures: LPIPS too.
+    """
     found: dict[Candidate, dict[str, Measured]] = {candidate: {} for candidate in pictures}
     notes = []
     if answerer is not None:
@@ -40,6 +43,8 @@ def more_figures(
             step = told(f"asking about {candidate.label}, picture")
             found[candidate] |= _answers(answerer, shots, own, asked, trigger, step)
         notes += questions.not_asked(shots, asked, trigger)
+        if not all_figures:
+            notes.append(questions.ON_REQUEST)
     elif asked:
         notes.append("questions are not asked: connect a text encoder that sees to question_clip")
     if classifier is not None:
@@ -48,7 +53,7 @@ def more_figures(
             step = told(f"classifying {candidate.label}, picture")
             found[candidate] |= _inception(classifier, unrelated, step)
         notes += _on_inception(sum(shot.kind == "unrelated" for shot in shots))
-    if lpips:
+    if all_figures:
         if why := perceptual.missing():
             notes.append(why)
         else:

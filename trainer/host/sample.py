@@ -128,7 +128,7 @@ class PreviewSampler:
         those of one picture, of a held-out one where there are any."""
         self.model, self.clip, self.vae, self.config = model, clip, vae, config
         size = dataset.resolution
-        self.prompts: Sequence[str] = config.prompts
+        self.prompts: Sequence[str] = config.all_prompts
         self._settings = SampleSettings(
             steps=config.steps,
             cfg=config.cfg,

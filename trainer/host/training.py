@@ -21,7 +21,7 @@ from ..data.cache import SampleCache, cut_to_fit
 from ..data.clip_spans import fitted, frame_rate
 from ..data.drawn_masks import with_drawn_masks
 from ..data.records import Dataset
-from ..errors import TrainingError, shortened
+from ..errors import ConfigError, TrainingError, shortened
 from ..events import Emit, Notice
 from ..families import UNLISTED
 from ..files import sha256
@@ -29,6 +29,7 @@ from ..memory.report import Plan
 from ..ports import Loan
 from ..preflight import check, remarks
 from ..runs.finding import find_run, finished, run_key
+from ..runs.judged import Judging
 from ..runs.result import Result
 from ..session import Destination, train_lora
 from . import lora, paths
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP, VAE
 
+    from .judges import ClipVisionJudge, FolderJudge
+
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -65,14 +68,21 @@ def train_on_loaded(
     new_run: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
     origin: Origin | None = None,
+    judge: ClipVisionJudge | FolderJudge | None = None,
 ) -> Result:
     """Check everything, encode the dataset, borrow the models, train, save.
 
     A run with the same settings, data and models that was finished is loaded, one that was stopped goes on;
-    `new_run` starts again. All models come back unchanged, however it ends. ComfyUI's interrupt is raised as
-    it is. origin: the graph that asks; the run's folder gets a job.
+    `new_run` starts again. judge: of the previews, the one that config.validation names. origin: the graph
+    that asks; the run's folder gets a job. All models come back unchanged, however it ends. ComfyUI's
+    interrupt is raised as it is.
     """
-    job = _checked(model, clip, vae, dataset, config, emit)
+    if config.validation.judge and judge is None:
+        raise ConfigError(
+            f"these settings have the previews judged by {config.validation.judge}, and no judge is there;"
+            " connect it to TrainPreview"
+        )
+    job = _checked(model, clip, vae, dataset, config, emit, judge)
     prints = job.prints
     if origin:
         emit = origin.kept(job_of(origin, config, dataset, job.models), emit)
@@ -104,6 +114,9 @@ def train_on_loaded(
         base_hash=prints[0],
         trigger=dataset.trigger,
     )
+    judging = None
+    if judge is not None and config.validation.judge:
+        judging = Judging(judge=judge, dataset=dataset)
     with torch.inference_mode(False), kept(emit) as store:
         cache = SampleCache(
             latents=HostLatentEncoder(vae, model, clip, identity=job.identities.latents),
@@ -141,6 +154,7 @@ def train_on_loaded(
                 stop_requested=stop_requested,
                 folder=folder,
                 sampler=PreviewSampler(model, clip, vae, config.preview, dataset),
+                judging=judging,
                 plan=plan,
             )
         finally:
@@ -198,6 +212,7 @@ class _Checked:
     identities: Identities
     texts: HostTextEncoder
     emit: Emit
+    judge: ClipVisionJudge | FolderJudge | None = None
     told: set[str] = field(default_factory=set)
     """Remarks on loans."""
 
@@ -206,6 +221,8 @@ class _Checked:
         train_text = self.config.optimizer.text_encoder_lr > 0
         with ExitStack() as loans:
             gc.collect()  # what was on the device before: optimizers hold themselves in circles
+            if self.judge is not None:
+                self.judge.leave_device()
             _make_room(self.model, self.clip if train_text else None)
             denoiser = loans.enter_context(borrowed(self.model, memory))
             text = loans.enter_context(borrowed_clip(self.texts)) if train_text else None
@@ -217,7 +234,13 @@ class _Checked:
 
 
 def _checked(
-    model: ModelPatcher, clip: CLIP, vae: VAE, dataset: Dataset, config: TrainConfig, emit: Emit
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    dataset: Dataset,
+    config: TrainConfig,
+    emit: Emit,
+    judge: ClipVisionJudge | FolderJudge | None = None,
 ) -> _Checked:
     """Raises what `preflight.check` does; says what the user must know of settings and model."""
     config = replace(config, memory=wanted(config.memory))
@@ -259,6 +282,7 @@ def _checked(
             network_identity=own.network,
         ),
         emit=emit,
+        judge=judge,
     )
 
 

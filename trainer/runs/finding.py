@@ -23,7 +23,10 @@ MATHEMATICS = 4
 """Counts up when the same settings would give another LoRA, so that old runs are not taken for new ones: a
 changed formula, order of draws, or default."""
 
-_UNIMPORTANT = ("name ", "save.", "preview.", "validation.every ", "validation.keep", "validation.patience")
+_UNIMPORTANT = (
+    *("name ", "save.", "preview."),
+    *(f"validation.{name}" for name in ("every ", "keep", "patience", "decides", "judge", "max_")),
+)
 
 
 def run_key(config: TrainConfig, dataset: Dataset, models: Sequence[str]) -> str:

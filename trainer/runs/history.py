@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,17 @@ def thinned(points: Sequence[Point], most: int) -> list[Point]:
     return [(group[-1][0], _mean([loss for _, loss, _ in group]), group[-1][2]) for group in groups]
 
 
+def prompts(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of the preview pictures, in their order; config: the content of a config.json."""
+    preview = config.get("preview")
+    own = preview if isinstance(preview, dict) else {}
+    found = [own.get("prompts"), own.get("unrelated_prompts")]
+    return tuple(str(text) for texts in found if isinstance(texts, list) for text in texts)
+
+
 def pictures(folder: RunFolder) -> Pictures:
     """Those of steps that have a picture of each prompt."""
-    preview = folder.config().get("preview")
-    prompts = preview.get("prompts") if isinstance(preview, dict) else None
-    words = tuple(map(str, prompts)) if isinstance(prompts, list) else ()
+    words = prompts(folder.config())
     try:
         there = [p for p in (folder.path / "previews").iterdir() if p.is_file() and not p.is_symlink()]
     except OSError:

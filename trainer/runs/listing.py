@@ -18,8 +18,9 @@ from ..errors import StorageError
 from . import steps
 from .checkpoints import LORA, loras, step_reached
 from .folder import RunFolder
-from .history import curve, pictures
+from .history import curve, pictures, prompts
 from .in_use import is_in_use
+from .judged import best_judged
 
 CURVE_POINTS = 200
 
@@ -78,26 +79,27 @@ class Runs:
         }
 
     def detail(self, run: str) -> dict[str, Any]:
-        """summary and {config, prompts, curve, checkpoints}.
+        """summary and {config, prompts, curve, checkpoints, best}.
 
         curve: {loss, held_out}, each a list of [step, loss or None]; loss has CURVE_POINTS points at most,
-        means of neighbours. checkpoints: [{step, held_out, pictures}] of each step with a LoRA.
+        means of neighbours. checkpoints: [{step, held_out, pictures}] of each step with a LoRA. best: the
+        step that the judge of the previews finds best; None where none decided.
         """
         folder = self.folder(run)
         loss, held_out = _curve(folder.path, *_version(folder.log.path))
         measured, shown = dict(held_out), _pictures(folder)
         config = folder.config()
-        preview = config.get("preview")
-        prompts = preview.get("prompts") if isinstance(preview, dict) else None
+        kept = loras(folder.checkpoints)
         return {
             **self.summary(run),
             "config": config,
-            "prompts": prompts if isinstance(prompts, list) else [],
+            "prompts": list(prompts(config)),
             "curve": {"loss": loss, "held_out": held_out},
             "checkpoints": [
                 {"step": step, "held_out": measured.get(step), "pictures": shown.get(step, [])}
-                for step in loras(folder.checkpoints)
+                for step in kept
             ],
+            "best": best_judged(folder, kept),
             "before": shown.get(0, []),
         }
 

@@ -42,6 +42,10 @@ class EventLog:
         found = self.events("Validated")
         return [Validated(step=e["step"], loss=_number(e["loss"]), best=e["best"]) for e in found]
 
+    def judged(self) -> dict[int, dict[str, float]]:
+        """Step → key of a figure → its value, as it was last said."""
+        return {e["step"]: e["figures"] for e in self.events("Judged")}
+
     def rewind(self, step: int) -> int:
         """Forget events after `step`, which will happen again. Returns how many damaged lines went too."""
         events, damaged = self._read()
@@ -72,17 +76,24 @@ def _parsed(lines: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _is_ours(event: dict[str, Any]) -> bool:
-    """Checks what is read again: step, loss and best."""
+    """Checks what is read again: step, loss, best and figures."""
     kind = event.get("event")
     if not isinstance(kind, str) or ("step" in event and type(event["step"]) is not int):
         return False
     if kind in ("StepDone", "Validated") and not ("step" in event and _is_loss(event.get("loss", ""))):
         return False
+    if kind == "Judged":
+        figures = event.get("figures")
+        return "step" in event and isinstance(figures, dict) and all(map(_is_number, figures.values()))
     return kind != "Validated" or isinstance(event.get("best"), bool)
 
 
 def _is_loss(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return value is None or _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _number(loss: float | None) -> float:

@@ -12,8 +12,10 @@ from ..adapters.lora_file import read_lora
 from ..adapters.shapes import check_file
 from ..config import ValidationConfig
 from ..errors import ConfigError, shortened
+from ..evidence.figures import FIGURES
 from .checkpoints import loras, strangers
 from .folder import RunFolder
+from .judged import best_judged
 from .validation import Validation
 
 NEWEST, BEST = 0, -1
@@ -32,7 +34,7 @@ class PastRun:
 
 
 def load_past_run(folder: RunFolder, step: int) -> PastRun:
-    """step: NEWEST, BEST (the lowest held-out loss) or a step that has a LoRA file.
+    """step: NEWEST, BEST (by what decided in the run) or a step that has a LoRA file.
 
     Raises ConfigError that names the steps there are, LoraFileError for a file that cannot be read.
     """
@@ -43,7 +45,7 @@ def load_past_run(folder: RunFolder, step: int) -> PastRun:
     if step == NEWEST:
         step = max(files)
     elif step == BEST:
-        step = _best(folder, validations, files)
+        step = best_judged(folder, files) or _best(folder, validations, files)
     there = ", ".join(map(str, files))
     if step not in files:
         raise ConfigError(f"run {folder.path.name} has no LoRA of step {step}; choose one of {there}")
@@ -55,6 +57,9 @@ def load_past_run(folder: RunFolder, step: int) -> PastRun:
         lines.append(f"loss at this step {losses[-1]:.5f}")
     if step in validations:
         lines.append(f"held-out loss {validations[step]:.5f}")
+    if said := folder.log.judged().get(step):
+        figures = [f"{f.title} {said[f.key]:.3f}" for f in FIGURES if f.key in said]
+        lines.append(f"judge: {', '.join(figures)}")
     if others := strangers(folder.checkpoints):
         lines.append(f"left out, not written by a run: {shortened(others)}")
     return PastRun(

@@ -72,6 +72,18 @@ class Previews:
         self._write_overview(sampler)
         self.emit(PreviewSaved(step=step, paths=tuple(paths)))
 
+    def drawn(self) -> list[int]:
+        """The steps whose pictures are all there, with the present settings."""
+        if self.sampler is None or not self._pictures.is_dir():
+            return []
+        found = steps.by_step(self._pictures.iterdir(), _ending(0))
+        return [step for step in found if step <= self.steps and self._drawn(step, self.sampler)]
+
+    def open(self, step: int, prompt: int) -> Image.Image:
+        """A picture of a step in `drawn`."""
+        with Image.open(self._path(step, prompt)) as image:
+            return image.convert("RGB")
+
     def _path(self, step: int, prompt: int) -> Path:
         return self._pictures / (steps.name(step) + _ending(prompt))
 
@@ -92,8 +104,7 @@ class Previews:
         return None
 
     def _write_overview(self, sampler: Sampler) -> None:
-        found = steps.by_step(self._pictures.iterdir(), _ending(0))
-        drawn = [step for step in found if step <= self.steps and self._drawn(step, sampler)]
+        drawn = self.drawn()
         if len(drawn) > COLUMNS:
             last = len(drawn) - 1
             drawn = [drawn[round(i * last / (COLUMNS - 1))] for i in range(COLUMNS)]

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import TrainConfig
+from ..config import BY_JUDGE, TrainConfig
 from ..files import read_json, sha256, write_json
 from . import steps
 from .checkpoints import LORA
 
 _MOST_STEPS = 10_000_000
+
+
+def decided_by(config: TrainConfig) -> str:
+    """What decides which step is best, but for when it is asked; empty for the held-out loss."""
+    own = config.validation
+    if own.decides != BY_JUDGE:
+        return ""
+    pictures = asdict(replace(config.preview, every=1))
+    return f"{own.judge}; {own.max_drift:g}, {own.max_copies:g}; {pictures}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +34,12 @@ class Finished:
     sha256: str
     """Of both."""
     steps: int
-    """Reached; less than `asked` when the held-out loss ended the run."""
+    """Reached; less than `asked` when `patience` ended the run."""
     asked: int
     keep_best: bool
     patience: int
+    decided_by: str = ""
+    """`decided_by` of its config."""
 
     @classmethod
     def of(cls, config: TrainConfig, asked: int, *, reached: int, lora: Path, source: Path) -> Finished:
@@ -41,16 +52,19 @@ class Finished:
             asked=asked,
             keep_best=wishes.keep_best,
             patience=wishes.patience,
+            decided_by=decided_by(config),
         )
 
     @classmethod
     def read(cls, value: Any) -> Finished | None:
         """None for anything but what `of` makes: a path that leads elsewhere, a number in place of a word."""
         types = {
-            **dict.fromkeys(("lora", "source", "sha256"), str),
+            **dict.fromkeys(("lora", "source", "sha256", "decided_by"), str),
             **dict.fromkeys(("steps", "asked", "patience"), int),
             "keep_best": bool,
         }
+        if isinstance(value, dict):
+            value = {"decided_by": "", **value}  # earlier versions have none
         if not isinstance(value, dict) or {k: type(v) for k, v in value.items()} != types:
             return None
         plain = Path(value["lora"]).name == value["lora"] and value["lora"].endswith(LORA)
@@ -61,7 +75,9 @@ class Finished:
     def answers(self, config: TrainConfig, asked: int) -> bool:
         """Whether a run with this config would end in the same result."""
         wishes = config.validation
-        return (self.asked, self.keep_best, self.patience) == (asked, wishes.keep_best, wishes.patience)
+        same = (self.asked, self.keep_best, self.patience) == (asked, wishes.keep_best, wishes.patience)
+        chosen = self.keep_best or self.patience
+        return same and (not chosen or self.decided_by == decided_by(config))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..events import Emit, Event, Notice, PreviewSaved, StepDone, Validated
+from ..events import Emit, Event, Judged, Notice, PreviewSaved, StepDone, Validated
 
 
 class Board:
@@ -51,6 +51,9 @@ class Board:
                 self._writer.add_scalar(f"train/{name}", getattr(event, name), event.step)
         elif isinstance(event, Validated):
             self._writer.add_scalar("validation/loss", event.loss, event.step)
+        elif isinstance(event, Judged):
+            for key, value in event.figures.items():
+                self._writer.add_scalar(f"judge/{key}", value, event.step)
         elif isinstance(event, PreviewSaved):
             for i, path in enumerate(event.paths, start=1):
                 with Image.open(path) as picture:

@@ -89,3 +89,10 @@ class Validation:
             return False
         best = min(self.measured, key=lambda step: (self.measured[step], step))
         return sum(step > best for step in self.measured) >= self.config.patience
+
+    def kept(self, step: int) -> str:
+        return f"kept the LoRA of step {step}, which has the lowest held-out loss"
+
+    def spent(self, step: int) -> str:
+        patience = self.config.patience
+        return f"stopped early at step {step}: {patience} measurements without a lower held-out loss"

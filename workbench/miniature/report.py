@@ -42,7 +42,7 @@ def main() -> None:
     from in_graph_lora.trainer.host.sample import SampleSettings
 
     from ..demo.shows import MINIATURE, MINIATURE_PICTURES
-    from . import sampling, spoiled, subject, trial
+    from . import looking, sampling, spoiled, subject, trial_sets
 
     run = paths.runs().folder(next(name for name in paths.runs().names() if subject.NAME in name))
     prompts = {kind: [text for text, _, _ in own] for kind, own in spoiled.asked().items()}
@@ -60,14 +60,14 @@ def main() -> None:
         loras=chosen_loras(None, run, 4, []),
         strengths=[1.0],
         dataset=scan_folder(BASE / "input" / MINIATURE_PICTURES / "subject", resolution=128),
-        references=trial.references(),
+        references=trial_sets.references(),
         trigger=subject.NAME,
     )
     loaded = spoiled.remembering(sampling.load_checkpoint(BASE / "models" / "checkpoints" / MINIATURE))
     import torch
 
     with torch.inference_mode():
-        result = evaluate(*loaded, trial.SeerJudge(), question, Quiet())
+        result = evaluate(*loaded, looking.SeerJudge(), question, Quiet())
         _, _, picture = write(result, run)
     print(f"\n{picture.parent}")
 

@@ -8,7 +8,8 @@
     learned   the LoRAs of docs/learning.md: their pictures there, and the truth of learning.json
     spoiled   the LoRAs of spoiled.py, which are made to fail; the truth is the classifier of judge.py
 
-The judge in all is `seer.py`, which knows nothing of the subject. Writes trial.json beside this file.
+The judge in all is `seer.py`, which knows nothing of the subject; it answers the questions too. Writes
+trial.json beside this file and, from that, the tables of docs/evidence.md (`trial_page.py`).
 """
 
 from __future__ import annotations
@@ -18,29 +19,44 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from scipy.stats import kendalltau, spearmanr
-from torch import Tensor
 
 from .. import ROOT
-from . import judge, seer, spoiled, subject, world
+from . import judge, spoiled, subject, trial_page, world
+from .looking import SeerAnswerer, SeerJudge, logits
+from .trial_sets import (
+    SPOILED,
+    Asked,
+    asked,
+    drawn,
+    drawn_base,
+    other,
+    references,
+    right,
+    taken_over,
+    trained,
+)
 
 OUT = Path(__file__).parent / "trial.json"
+INCEPTION = "is"
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 SETS = 2
 """Drawn anew for each share."""
+FOR_INCEPTION = 4
+"""Pictures of each unrelated prompt."""
 RESAMPLES = 1000
 
 FOLLOWS = {
     "subject": "subject",
     "prompt": "prompt",
+    "answers": "prompt",
     "diversity": "trigger_diversity",
     "class_diversity": "class_diversity",
     "leak": "leak",
@@ -57,139 +73,6 @@ FOLLOWS = {
 """Figure → the truth that it has to follow."""
 
 
-class SeerJudge:
-    """The miniature's CLIP as the engine's `Judge`."""
-
-    name, digest, reads = "seer", "miniature", True
-
-    @torch.inference_mode()
-    def see(self, pictures: Sequence[Image.Image]) -> Tensor:
-        return seer.load_seer().pictures(judge.as_tensor([p.convert("RGB") for p in pictures]))
-
-    @torch.inference_mode()
-    def read(self, texts: Sequence[str]) -> Tensor:
-        return seer.load_seer().texts(texts)
-
-
-@dataclass(frozen=True)
-class Asked:
-    kind: str
-    prompt: str
-    scene: world.Scene
-    seed: int
-
-
-@cache
-def asked() -> list[Asked]:
-    return [
-        Asked(kind, prompt, scene, seed)
-        for kind, prompts in spoiled.asked().items()
-        for prompt, scene, count in prompts
-        for seed in range(count)
-    ]
-
-
-@cache
-def trained(count: int = spoiled.PICTURES) -> list[Image.Image]:
-    return [picture for picture, _ in subject.subject_pictures(count)]
-
-
-@cache
-def references() -> list[Image.Image]:
-    """Of the subject, never trained on."""
-    return [picture for picture, _ in subject.subject_pictures(spoiled.PICTURES, seed=1)][: spoiled.HELD_OUT]
-
-
-# Drawn sets.
-
-
-def right(one: Asked, random: Random) -> Image.Image:
-    """What a perfect model would draw."""
-    if one.kind == "trigger":
-        return subject.subject_picture(subject.subject_scene(one.scene.place, one.scene.held), random)
-    return other(one, random)
-
-
-def other(one: Asked, random: Random) -> Image.Image:
-    """Another figurine, there."""
-    scene = world.random_scene(random)
-    scene = world.Scene(
-        place=one.scene.place,
-        colour=one.scene.colour or scene.colour,
-        hat=one.scene.hat or (scene.hat if one.kind == "class" else ""),
-        held=one.scene.held or (scene.held if one.kind == "class" else ""),
-        body=scene.body,
-        face=scene.face,
-    )
-    return world.picture(scene, random)
-
-
-def taken_over(one: Asked, random: Random) -> Image.Image:
-    """The subject where it was not asked for."""
-    return subject.subject_picture(subject.subject_scene(one.scene.place, one.scene.held), random)
-
-
-def elsewhere(one: Asked, random: Random) -> Image.Image:
-    """The subject, but neither at the place nor with the object that was asked for."""
-    place = random.choice([p for p in world.WHERE if p != one.scene.place])
-    return subject.subject_picture(subject.subject_scene(place), random)
-
-
-def copied(one: Asked, random: Random) -> Image.Image:
-    """A training picture, slightly blurred and moved."""
-    of = random.choice(trained())
-    moved = Image.new("RGB", of.size)
-    moved.paste(of)
-    moved.paste(of, (random.randint(-1, 1), random.randint(-1, 1)))
-    return moved.filter(ImageFilter.GaussianBlur(random.uniform(0.2, 0.8)))
-
-
-def alike(one: Asked, random: Random) -> Image.Image:
-    """The same picture for each seed."""
-    return right(one, Random(f"alike {one.prompt}"))
-
-
-Spoil = Callable[[Asked, Random], Image.Image]
-SPOILED: Mapping[str, tuple[str, Spoil]] = {
-    "subject": ("trigger", other),
-    "prompt": ("trigger", elsewhere),
-    "trigger_diversity": ("trigger", alike),
-    "class_diversity": ("class", alike),
-    "leak": ("class", taken_over),
-    "drift": ("unrelated", taken_over),
-    "class_drift": ("class", taken_over),
-    "copies": ("trigger", copied),
-}
-"""Truth → which prompts' pictures are spoiled, and how. The truth is the share that is not."""
-GOOD_WHEN_MANY = ("subject", "prompt", "trigger_diversity", "class_diversity")
-
-
-def drawn(truth: str, share: float, seed: int) -> tuple[list[Image.Image], float]:
-    """(pictures with this share spoiled, the truth)"""
-    kind, spoil = SPOILED[truth]
-    random = Random(f"{truth} {share} {seed}")
-    rows = [i for i, one in enumerate(asked()) if one.kind == kind]
-    bad = set(random.sample(rows, round(share * len(rows))))
-    base, pictures = drawn_base(), []
-    for i, one in enumerate(asked()):
-        if i in bad:
-            pictures.append(spoil(one, random))
-        elif kind == "unrelated" or (kind == "class" and truth != "class_diversity"):
-            pictures.append(base[i])  # at equal seeds an untouched model draws the same
-        else:
-            pictures.append(right(one, random))
-    return pictures, 1 - share if truth in GOOD_WHEN_MANY else share
-
-
-@cache
-def drawn_base() -> list[Image.Image]:
-    """What a base draws that does not know the subject."""
-    return [other(one, Random(f"base {i}")) for i, one in enumerate(asked())]
-
-
-# Measuring.
-
-
 def figures(
     pictures: Sequence[Image.Image],
     base: Sequence[Image.Image],
@@ -199,6 +82,7 @@ def figures(
     fid: bool = True,
 ) -> dict[str, float]:
     """By the engine. shots: what was asked for; None is `asked`. count: how many pictures were trained on."""
+    from in_graph_lora.trainer.evidence import questions
     from in_graph_lora.trainer.evidence.known import Known
     from in_graph_lora.trainer.evidence.measure import measure
     from in_graph_lora.trainer.evidence.shots import Shot
@@ -217,7 +101,20 @@ def figures(
     )
     wanted: Any = [Shot(kind=one.kind, prompt=one.prompt, seed=one.seed) for one in shots]  # type: ignore[arg-type]
     found = measure(wanted, sight(base), sight(pictures), known, fid=fid)
-    return {key: measured.value for key, measured in found.figures.items()}
+    own_figures = {**found.figures, **questions.figures(answers(pictures, shots))}
+    return {key: measured.value for key, measured in own_figures.items()}
+
+
+def answers(pictures: Sequence[Image.Image], shots: Sequence[Asked]) -> list[list[str]]:
+    """To the questions that are asked by default: about each part of a prompt with the trigger."""
+    from in_graph_lora.trainer.evidence.questions import questions
+
+    own = SeerAnswerer()
+    return [
+        [own.answer(picture, question) for question in questions(one.prompt, (), subject.NAME)]
+        for picture, one in zip(pictures, shots, strict=True)
+        if one.kind == "trigger"
+    ]
 
 
 def truth_of(pictures: Sequence[Image.Image]) -> dict[str, float]:
@@ -283,6 +180,25 @@ def drawn_trial() -> dict[str, Any]:
             if own == truth:
                 found[key] = correlation([row[key] for row, _ in rows], [value for _, value in rows])
                 print(f"{key:16} {found[key]}", flush=True)
+    return {**found, INCEPTION: inception_trial()}
+
+
+def inception_trial() -> dict[str, Any]:
+    """Pictures of unrelated prompts, more than in the other sets, of which a share became the subject: the
+    inception score has to fall with it. It needs 20."""
+    from in_graph_lora.trainer.evidence.spread import inception_score
+
+    shots = [replace(one, seed=i) for one in asked() if one.kind == "unrelated" for i in range(FOR_INCEPTION)]
+    values, truth = [], []
+    for share in SHARES:
+        for seed in range(SETS):
+            random = Random(f"inception {share} {seed}")
+            bad = set(random.sample(range(len(shots)), round(share * len(shots))))
+            pictures = [taken_over(o, random) if i in bad else other(o, random) for i, o in enumerate(shots)]
+            values.append(inception_score(logits(pictures))[INCEPTION].value)
+            truth.append(1 - share)
+    found = correlation(values, truth)
+    print(f"{INCEPTION:16} {found}", flush=True)
     return found
 
 
@@ -366,36 +282,6 @@ def ranked(rows: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """Of docs/evidence.md: for each figure the rank correlation with its truth in each trial that was run."""
-    from in_graph_lora.trainer.evidence.figures import FIGURES
-
-    def cell(trial: str, key: str) -> str:
-        own = found.get(trial, {})
-        own = own.get(key) if trial == "drawn" else own.get("ranked", {}).get(key)
-        if own is None or own["rho"] is None:
-            return "–"
-        return f"{own['rho']:.2f} ({own['interval'][0]:.2f} to {own['interval'][1]:.2f})"
-
-    heads = (
-        "figure",
-        "in the literature",
-        "drawn sets",
-        "LoRAs",
-        "spoiled LoRAs",
-        "harmless / spoiled",
-        "shown",
-    )
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for figure in FIGURES:
-        trials = [cell(name, figure.key) for name in ("drawn", "learned", "spoiled")]
-        own = found["harmless"].get(figure.key)
-        cells = [figure.title, figure.literature, *trials]
-        cells.append(f"{own['harmless']:.2f} / {own['spoiled']:.2f}" if own else "–")
-        lines.append("| " + " | ".join([*cells, "yes" if figure.shown else "on request"]) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Hold the figures of Evaluate LoRA against the truth.")
     parser.add_argument("--spoiled", type=Path, default=spoiled.WORK, help="what spoiled.py made")
@@ -416,8 +302,9 @@ def main() -> None:
     }
     for name in [args.only] if args.only else trials:
         found[name] = trials[name]()
-    print(table(found))
     args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if args.out == OUT:
+        trial_page.write(found)
 
 
 if __name__ == "__main__":
