@@ -11,6 +11,7 @@ from ..trainer.config import (
     CAPTION_SYNTAXES,
     AdapterConfig,
     DataConfig,
+    EmbeddingConfig,
     MemoryConfig,
     ObjectiveConfig,
     OptimizerConfig,
@@ -21,6 +22,7 @@ from ..trainer.config import (
 from ..trainer.errors import ConfigError
 from .sockets import (
     Adapter,
+    Embedding,
     Memory,
     Objective,
     Optimizer,
@@ -118,6 +120,9 @@ def training_inputs() -> list[io.Input]:
             tooltip="text: a caption means what it says. comfyui: (word:1.3) is a weight and"
             " embedding:name a file, as in CLIP Text Encode.",
         ),
+        Embedding.Input(
+            "embedding", optional=True, tooltip="From Textual Inversion: vectors for a word, trained."
+        ),
     ]
 
 
@@ -147,9 +152,13 @@ def train_config(
     preview: PreviewOptions | None = None,
     regularization: PriorConfig | None = None,
     caption_syntax: str = CAPTION_SYNTAXES[0],
+    embedding: EmbeddingConfig | None = None,
 ) -> TrainConfig:
     optimizer_config, epochs = optimizer or (OptimizerConfig(), 0)
     preview = preview or PreviewOptions()
+    embedding = embedding or EmbeddingConfig()
+    if embedding.vectors and not embedding.placeholder:
+        embedding = replace(embedding, placeholder=dataset.trigger)
     return TrainConfig(
         name=name,
         steps=steps,
@@ -164,4 +173,5 @@ def train_config(
         validation=preview.validation,
         save=preview.save,
         data=DataConfig(batch_size=batch_size, resolution=dataset.resolution, caption_syntax=caption_syntax),
+        embedding=embedding,
     )

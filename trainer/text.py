@@ -36,6 +36,15 @@ def has_prompt_syntax(text: str) -> bool:
     return bool(_PROMPT_SYNTAX.search(text))
 
 
+def occurrences(word: str) -> re.Pattern[str]:
+    """Finds the word in a text, not within another one, in capitals or not."""
+    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
+
+
+def mentions(word: str, text: str) -> bool:
+    return bool(occurrences(word).search(text))
+
+
 def comma_parts(text: str) -> list[str]:
     """The tags of a caption: what is between its commas, stripped, without empty ones."""
     return [part for part in (p.strip() for p in _COMMA.split(text)) if part]
