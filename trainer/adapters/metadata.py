@@ -98,7 +98,7 @@ _OF_LORA = ("ss_network_", "ss_learning_rate", DORA_NORM)
 def of_embedding(metadata: Mapping[str, str], placeholder: str) -> dict[str, str]:
     """A run's entries without those of a LoRA, for its embedding."""
     about = {key: value for key, value in metadata.items() if not key.startswith(_OF_LORA)}
-    architecture = about.get("modelspec.architecture", "").removesuffix("/lora")
+    architecture, _, _ = about.get("modelspec.architecture", "").partition("/")
     return {
         **about,
         "modelspec.architecture": f"{architecture}/textual-inversion",

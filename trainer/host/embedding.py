@@ -56,9 +56,9 @@ class _WithVectors:
     def _try_get_embedding(self, name: str) -> Any:
         if not name.startswith(_MARK):
             return super()._try_get_embedding(name)  # type: ignore[misc]
-        own, _, rest = name.partition(" ")
+        own, *rest = name.split()
         vectors = list(self.in_place.values())[int(own[len(_MARK) :])]
-        return vectors[self.embedding_key], own, rest.strip()
+        return vectors[self.embedding_key], own, " ".join(rest)
 
 
 def clip_with(clip: CLIP, embeddings: Embeddings) -> CLIP:
