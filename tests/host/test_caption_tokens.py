@@ -154,12 +154,24 @@ def same_tokens(one: Any, other: Any) -> bool:
     ],
 )
 def test_a_word_with_vectors_gives_the_tokens_of_an_embedding(clip, caption, prompt):
+    """Where ComfyUI gives a part of a text encoder no embeddings, that part reads the word."""
+    taking = [leaf for leaf in leaves(clip.tokenizer) if leaf.embedding_directory is not None]
     vectors = {leaf.embedding_key: torch.ones(3, 768) for leaf in leaves(clip.tokenizer)}
-    tokens = CaptionTokenizer(clip).with_vectors("<it>", vectors)(caption)
-    assert same_tokens(tokens, clip.tokenize(prompt))
-    assert same_tokens(
-        clip_with(clip, {"<it>": vectors}).tokenize("a (<it>:1.3)"), clip.tokenize("a (embedding:foo:1.3)")
-    )
+    if isinstance(clip.tokenizer, encoders.hunyuan_video.HunyuanVideoTokenizer):
+        with pytest.raises(RuntimeError, match="ambiguous"):
+            clip.tokenize("embedding:foo")
+        return
+    mine, patched = CaptionTokenizer(clip), clip_with(clip, {"<it>": vectors})
+    weighted = "a (<it>:1.3)"
+    pairs = [
+        (mine.with_vectors("<it>", vectors)(caption), prompt, mine(caption)),
+        (patched.tokenize(weighted), "a ( embedding:foo :1.3)", clip.tokenize(weighted)),
+    ]
+    for tokens, stock_prompt, plain in pairs:
+        stock = clip.tokenize(stock_prompt)
+        given = [name for name in tokens if same_tokens(tokens[name], stock[name])]
+        assert all(same_tokens(tokens[name], plain[name]) for name in tokens if name not in given)
+        assert len(given) == len(taking) or "embedding:" not in stock_prompt
 
 
 def test_the_words_of_an_embeddings_name_are_exactly_those_of_plain_text(embeddings):

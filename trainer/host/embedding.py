@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -111,7 +111,7 @@ def initial_tokens(clip: CLIP, text: str) -> dict[str, tuple[Any, list[int]]]:
     for leaf, model in _encoders(clip):
         end = -1 if leaf.tokenizer_adds_end_token else None
         found[leaf.embedding_key] = (model, list(leaf.tokenizer(text)["input_ids"])[leaf.tokens_start : end])
-    if not found:
+    if not found or not _tokenizes_vectors(clip, found):
         name = type(clip.cond_stage_model).__name__
         raise ModelError(
             f"ComfyUI gives the text encoder {name} no embeddings; train a LoRA without Textual Inversion"
@@ -119,6 +119,15 @@ def initial_tokens(clip: CLIP, text: str) -> dict[str, tuple[Any, list[int]]]:
     if empty := [name for name, (_, tokens) in found.items() if not tokens]:
         raise ConfigError(f"initial_word {text!r} has no token in {empty[0]}; choose an ordinary word")
     return found
+
+
+def _tokenizes_vectors(clip: CLIP, names: Iterable[str]) -> bool:
+    """Not every tokenizer that is made of others gets along with what they give (HunyuanVideo's)."""
+    try:
+        clip_with(clip, {"x": {name: torch.zeros(1, 2) for name in names}}).tokenize("x")
+    except RuntimeError:
+        return False
+    return True
 
 
 @torch.no_grad()
