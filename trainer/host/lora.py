@@ -113,7 +113,7 @@ def apply_lora(
             f"the embedding of {shortened(embeddings)} was left out; connect clip to use it, or write"
             " embedding: and its file's name in the prompt"
         )
-    if clip is not None and strength_clip:
+    if embeddings and clip is not None and strength_clip:
         clip = clip_with(clip, embeddings)
     if not lora and embeddings:
         return model.clone(), clip.clone() if clip is not None else None
