@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..trainer.host.paths import offer_embeddings
 from . import cache_routes, caption_routes, folder_routes, routes, run_routes
 from .apply_lora import ApplyLoRA
 from .caption_images import CaptionImages
@@ -23,6 +24,7 @@ from .load_run import LoadRun
 from .lora_adapter import LoRAAdapter
 from .plan_training import PlanTraining
 from .prior_preservation import PriorPreservation
+from .textual_inversion import TextualInversion
 from .train_lora import TrainLoRA
 from .train_memory import TrainMemory
 from .train_objective import TrainObjective
@@ -54,11 +56,13 @@ NODES: list[type[io.ComfyNode]] = [
     EvaluateLoRA,
     CompareReports,
     TrainingRecipe,
+    TextualInversion,
 ]
 
 
 class InGraphLoraExtension(ComfyExtension):
     async def on_load(self) -> None:
+        offer_embeddings()
         routes.register()
         run_routes.register()
         folder_routes.register()

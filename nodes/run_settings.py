@@ -81,6 +81,7 @@ def _all_options(c: TrainConfig) -> dict[str, Widgets]:
         "TrainOptimizer": optimizer,
         "TrainMemory": asdict(c.memory),
         "PriorPreservation": asdict(c.prior),
+        "TextualInversion": asdict(c.embedding),
         "TrainPreview": preview,
     }
 

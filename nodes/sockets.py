@@ -19,6 +19,7 @@ Optimizer = io.Custom("TRAIN_OPTIMIZER")
 Memory = io.Custom("TRAIN_MEMORY")
 Preview = io.Custom("TRAIN_PREVIEW")
 Regularization = io.Custom("TRAIN_REGULARIZATION")
+Embedding = io.Custom("TRAIN_EMBEDDING")
 Framing = io.Custom("IMAGE_FRAMING")
 Clips = io.Custom("TRAIN_CLIPS")
 

@@ -11,6 +11,7 @@ from ..trainer.config import (
     CAPTION_SYNTAXES,
     AdapterConfig,
     DataConfig,
+    EmbeddingConfig,
     MemoryConfig,
     ObjectiveConfig,
     PriorConfig,
@@ -21,6 +22,7 @@ from ..trainer.errors import ConfigError
 from ..trainer.events import Emit, Notice
 from .sockets import (
     Adapter,
+    Embedding,
     Memory,
     Objective,
     Optimizer,
@@ -131,6 +133,9 @@ def training_inputs() -> list[io.Input]:
             tooltip="here: trains now. job: trains nothing and writes a folder, which scripts/train.py trains"
             " without the page, now or later.",
         ),
+        Embedding.Input(
+            "embedding", optional=True, tooltip="From Textual Inversion: vectors for a word, trained."
+        ),
     ]
 
 
@@ -160,9 +165,13 @@ def train_config(
     preview: PreviewOptions | None = None,
     regularization: PriorConfig | None = None,
     caption_syntax: str = CAPTION_SYNTAXES[0],
+    embedding: EmbeddingConfig | None = None,
 ) -> TrainConfig:
     optimizer = optimizer or OptimizerOptions()
     preview = preview or PreviewOptions()
+    embedding = embedding or EmbeddingConfig()
+    if embedding.vectors and not embedding.placeholder:
+        embedding = replace(embedding, placeholder=dataset.trigger)
     return TrainConfig(
         name=name,
         steps=steps,
@@ -177,6 +186,7 @@ def train_config(
         validation=preview.validation,
         save=preview.save,
         data=DataConfig(batch_size=batch_size, resolution=dataset.resolution, caption_syntax=caption_syntax),
+        embedding=embedding,
     )
 
 

@@ -318,6 +318,45 @@ class OptimizerConfig:
         return min(100, steps // 20) if self.warmup_steps < 0 else self.warmup_steps
 
 
+# What ComfyUI's and other readers' prompts divide at, and where names of tensors do.
+_NO_PLACEHOLDER = re.compile(r"[\s()\[\]{}:,.|\\]")
+_NO_EMBEDDING_NAME = re.compile(r"[\s()\[<,]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddingConfig:
+    """Textual Inversion (Gal et al. 2022): vectors that stand for a word in the text encoder's input."""
+
+    vectors: int = 0
+    """How many the word gets; 0 trains none."""
+    placeholder: str = ""
+    """The word of the captions that the vectors stand for; "" only until the dataset's trigger is known."""
+    initial_word: str = ""
+    """Each vector begins as the mean of this text's token embeddings."""
+    learning_rate: float = 5e-4
+    """Of the vectors; the LoRA has its own."""
+    with_lora: bool = False
+    """Train a LoRA at the same time (pivotal tuning); without one the network stays as it is."""
+
+    def __post_init__(self) -> None:
+        for name in ("placeholder", "initial_word"):
+            object.__setattr__(self, name, readable(getattr(self, name)).strip())
+        _check_range(self, 0, 75, "vectors", hint="1 to 16 is usual")
+        _check_range(self, 0, 1, "learning_rate", hint="5e-4 is usual")
+        if not self.vectors:
+            return
+        word = self.placeholder
+        _check(
+            len(word) <= 64 and not _NO_PLACEHOLDER.search(word),
+            f"placeholder is {word!r}; choose one word of up to 64 characters, without spaces, brackets,"
+            " commas, colons and dots, such as aawxbc or <my-cat>",
+        )
+        _check(
+            bool(self.initial_word),
+            "initial_word is empty; choose a word for what the pictures show, such as cat or painting",
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     batch_size: int = 1
@@ -499,9 +538,12 @@ class TrainConfig:
     save: SaveConfig = field(default_factory=SaveConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", check_name(self.name))
+        if self.embedding.vectors:
+            self._check_embedding()
         _check_range(self, 1, 1_000_000, "steps")
         _check_range(self, 0, 100_000, "epochs", hint="0: steps count")
         _check(0 <= self.seed < 2**64, f"train_seed is {self.seed}; choose 0 to 2^64 - 1")
@@ -509,6 +551,39 @@ class TrainConfig:
             bool(self.preview.prompts or not self.validation.judge),
             "there is a judge but no pictures for it; write a line into prompts of TrainPreview",
         )
+
+    def _check_embedding(self) -> None:
+        _check(
+            bool(self.embedding.placeholder),
+            "placeholder is empty and the dataset has no trigger word; set it to the word that stands for"
+            " your subject in the captions (Textual Inversion)",
+        )
+        _check(
+            not _NO_EMBEDDING_NAME.search(self.name),
+            f"name {self.name!r} cannot stand behind embedding: in a prompt; use letters, digits, '-' or '_'",
+        )
+        if self.trains_lora:
+            return
+        unused = {
+            "text_encoder_lr (Train Optimizer)": self.optimizer.text_encoder_lr > 0,
+            "start_from (LoRA Adapter)": bool(self.adapter.start_from),
+            "Prior Preservation": self.prior.uses_pictures or self.prior.preserves_output,
+        }
+        for what, used in unused.items():
+            _check(
+                not used,
+                f"{what} is for a LoRA and with_lora is off; switch with_lora on (Textual Inversion) or leave"
+                " it out",
+            )
+
+    @property
+    def trains_lora(self) -> bool:
+        return self.embedding.with_lora or not self.embedding.vectors
+
+    @property
+    def encodes_each_step(self) -> bool:
+        """Whether something in front of the network is trained, so that no condition can be kept."""
+        return self.optimizer.text_encoder_lr > 0 or self.embedding.vectors > 0
 
     def total_steps(self, samples: int) -> int:
         """Optimizer steps of the run; with epochs ceil(epochs · ceil(samples / batch) / accumulation).

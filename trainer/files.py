@@ -74,14 +74,29 @@ def copy_as_new(source: Path, folder: Path, name: str, before: Callable[[Path], 
 
     No file is ever overwritten. before: is told the path before anything is there.
     """
-    data = source.read_bytes()
+    files = {folder: source.read_bytes()}
+    return folder / write_as_new(files, name, source.suffix, lambda own: before(folder / own))
+
+
+def write_as_new(files: Mapping[Path, bytes], name: str, suffix: str, before: Callable[[str], None]) -> str:
+    """Write one file into each of the folders, under one name that is free in all: `name`, `name_2`, ….
+
+    Returns the file name. before: is told it before anything is there.
+    """
     for n in itertools.count(1):
-        path = folder / f"{name}{f'_{n}' if n > 1 else ''}{source.suffix}"
-        if path.exists():
+        own = f"{name}{f'_{n}' if n > 1 else ''}{suffix}"
+        if any((folder / own).exists() for folder in files):
             continue
-        before(path)
-        if write_whole(path, data, replace=False):
-            return path
+        before(own)
+        written: list[Path] = []
+        for folder, data in files.items():
+            if not write_whole(folder / own, data, replace=False):
+                break
+            written.append(folder / own)
+        else:
+            return own
+        for path in written:
+            path.unlink()
     raise AssertionError("itertools.count ended")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .adapters.lora_file import write_lora
-from .adapters.metadata import training_metadata
+from .adapters.metadata import of_embedding, training_metadata
 from .config import AS_LOADED
 from .data.batches import MicroBatch, micro_batches
 from .data.prefetch import prefetched
@@ -165,7 +165,7 @@ class Leg:
     def _metadata(self) -> dict[str, str]:
         config, destination = self.config, self.session.destination
         prediction, held = self.loan.denoiser.process.prediction, self.loan.denoiser.base_precision
-        return training_metadata(
+        entries = training_metadata(
             config.to_dict(),
             base_model=destination.base_model,
             steps=self.state.step,
@@ -174,8 +174,9 @@ class Leg:
             kinds=[adapter.config.kind for adapter, _ in self.trained.adapters],
             dataset_digest=destination.dataset,
             base_hash=destination.base_hash,
-            trigger=destination.trigger,
+            trigger=config.embedding.placeholder or destination.trigger,
             tags=[s.caption for s in self.session.data.samples],
             base_precision="" if held == AS_LOADED else held,
             prediction={"eps": "epsilon"}.get(prediction, prediction),
         )
+        return entries if config.trains_lora else of_embedding(entries, config.embedding.placeholder)

@@ -81,7 +81,7 @@ def measure(
         outside = _outside_seconds(loss, probe, loan)
         sizes = [_weights(block) for block in denoiser.blocks]
         everything = _weights(denoiser.net) + (_weights(loan.text.net) if loan.text else 0)
-        adapters = sum(p.numel() * p.element_size() for a, _ in trained.adapters for p in a.parameters())
+        adapters = sum(p.numel() * p.element_size() for group in trained.groups for p in group["params"])
         largest = max(denoiser.blocks, key=_weights, default=None)
         copying, pinned = _copying(max(sizes, default=0), device)
         return Measured(

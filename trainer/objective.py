@@ -20,6 +20,7 @@ from torch import Tensor
 from .adapters.inject import Adapter
 from .config import ObjectiveConfig, PriorConfig
 from .data.batches import CachedSample, MicroBatch, same_shape_groups
+from .embedding import Embedding
 from .loss import element_loss, huber_threshold, loss_weight, sample_loss
 from .noise import Noised, add_noise
 from .ports import Conditioning, Denoiser
@@ -55,6 +56,7 @@ class Objective:
     denoiser: Denoiser
     adapter: Adapter
     condition_of: ConditionOf = cached_condition
+    embedding: Embedding | None = None
 
     def draw(self, group: Sequence[CachedSample], generator: torch.Generator) -> Drawn:
         """All random draws of a group, on the CPU, in a fixed order."""
@@ -95,7 +97,8 @@ class Objective:
         output = self.denoiser.predict(noised.x_t, noised.sigma, drawn.conditioning)
         target = noised.target if target is None else target
         elements = element_loss(self.config, output, target, drawn.threshold)
-        return drawn.weight * sample_loss(elements, drawn.mask)
+        loss = drawn.weight * sample_loss(elements, drawn.mask)
+        return loss if self.embedding is None else loss + self.embedding.anchor().to(loss.device)
 
     @torch.no_grad()
     def base_prediction(self, noised: Noised, conditioning: Sequence[Conditioning]) -> Tensor:

@@ -169,6 +169,11 @@ class TextModel(Protocol):
         """As `TextEncoder.encode`, with gradients."""
         ...
 
+    def embed(self, placeholder: str, initial: str, vectors: int) -> Mapping[str, nn.Parameter]:
+        """Vectors that the word stands for in captions from now on, one set a text encoder: name → [n, d],
+        fp32, each row the mean of the initial text's token embeddings."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loan:

@@ -13,7 +13,7 @@ from .loss import check_weighting
 from .noise import NoiseProcess
 from .optim import check_optimizer
 from .runs.judged import shots_of
-from .text import garbled
+from .text import garbled, mentions
 
 
 def check(
@@ -30,12 +30,15 @@ def check(
     """
     check_optimizer(config.optimizer)
     check_weighting(config.objective, process)
-    planned(net, config.adapter, start)
+    if config.trains_lora:
+        planned(net, config.adapter, start)
     if start:
         check_start(net, start)
     _check_pictures(config, dataset)
     if config.validation.judge:
         shots_of(config, dataset.trigger)
+    if config.embedding.vectors:
+        _check_placeholder(config, dataset)
 
 
 def remarks(config: TrainConfig, dataset: Dataset) -> list[str]:
@@ -43,8 +46,33 @@ def remarks(config: TrainConfig, dataset: Dataset) -> list[str]:
     prior, preview = config.prior, config.preview
     settings = [("class_prompt", prior.class_prompt), ("negative", preview.negative)]
     settings += [("prompts", prompt) for prompt in preview.all_prompts]
-    told = garbled([*settings, *dataset.texts])
-    return [told] if told else []
+    told = [garbled([*settings, *dataset.texts])]
+    if config.embedding.vectors and not config.trains_lora:
+        lacking = _without_placeholder(config, dataset)
+        told.append(
+            f"{len(lacking)} captions lack the placeholder ({shortened(lacking)}); their pictures teach the"
+            " embedding nothing"
+            if lacking
+            else None
+        )
+    return [text for text in told if text]
+
+
+def _without_placeholder(config: TrainConfig, dataset: Dataset) -> list[str]:
+    """Names of pictures of which no caption has it."""
+    word = config.embedding.placeholder
+    shown = [r for r in dataset.records if r.role == "instance"]
+    return [r.name for r in shown if not any(mentions(word, text) for text in r.texts)]
+
+
+def _check_placeholder(config: TrainConfig, dataset: Dataset) -> None:
+    instances = sum(r.role == "instance" for r in dataset.records)
+    if len(_without_placeholder(config, dataset)) == instances:
+        example = next(r.caption for r in dataset.records if r.role == "instance")
+        raise DatasetError(
+            f"no caption has the placeholder {config.embedding.placeholder!r} (one is {example[:80]!r}); set"
+            " it to the word that stands for your subject there, or add it with Caption Images"
+        )
 
 
 def _check_pictures(config: TrainConfig, dataset: Dataset) -> None:

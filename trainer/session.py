@@ -19,7 +19,7 @@ from .data.cache import TrainingData
 from .data.stored import SampleLost
 from .errors import LoraFileError, StorageError, shortened
 from .events import Emit, Event, Notice, Phase, RunOpened
-from .files import clear_unfinished, copy_as_new
+from .files import clear_unfinished
 from .leg import Leg
 from .loop import TrainState, train
 from .memory.fallback import Fallback, give_back
@@ -30,6 +30,7 @@ from .runs.checkpoints import Checkpoint, forget, lora_path, newest, strangers
 from .runs.folder import RunFolder
 from .runs.in_use import in_use
 from .runs.judged import JudgedSteps, Judging
+from .runs.placing import Places
 from .runs.previews import Previews
 from .runs.record import Finished, Record
 from .runs.result import Result
@@ -45,7 +46,7 @@ MOST_LOST = 3
 class Destination:
     """Where results go, and what the files say about the model and the pictures."""
 
-    loras: Path
+    places: Places
     runs: Path
     base_model: str
     file_names: FileNames
@@ -74,7 +75,7 @@ def train_lora(
     judging: Judging | None = None,
     plan: Plan | None = None,
 ) -> Result:
-    """Train, save `<loras>/<name>.safetensors` and keep the run's record below `runs`.
+    """Train, save `<name>.safetensors` in its places and keep the run's record below `runs`.
 
     `preflight.check` comes before. steps: of the whole run, `config.total_steps`. start: an existing LoRA to
     go on from. folder: a run that was stopped, to go on with. sampler: draws the previews. judging: looks at
@@ -277,9 +278,11 @@ class Session:
             if not stopped:
                 folder.finish(Finished.of(config, self.steps, reached=state.step, lora=path, source=source))
 
-        path = copy_as_new(source, self.destination.loras, config.name, before)
+        places = self.destination.places
+        name = places.put(source, config, before)
         if early:
             self.emit(Notice(message=self.best.spent(state.step)))
         elif stopped:
             self.emit(Notice(message=f"stopped at step {state.step}; run again to go on from there"))
-        return Result.of(folder, path, state.losses, stopped=stopped)
+        path, embedding = places.result(config, name), places.embedding(config, name)
+        return Result.of(folder, source, path, embedding, state.losses, stopped=stopped)

@@ -10,6 +10,8 @@ from .errors import shortened
 REPLACEMENT = "\ufffd"
 
 _COMMA = re.compile(r"[,，]")
+# Of a script that divides its words: Chinese and Japanese do not.
+_LETTER = r"[^\W\u2e80-\U0003ffff]"
 _PROMPT_SYNTAX = re.compile(r"[()]|embedding:")
 
 
@@ -34,6 +36,16 @@ def garbled(texts: Iterable[tuple[str, str]]) -> str | None:
 def has_prompt_syntax(text: str) -> bool:
     """Whether CLIPTextEncode sees more in it than letters: weights, escaped brackets, embeddings."""
     return bool(_PROMPT_SYNTAX.search(text))
+
+
+def occurrences(word: str) -> re.Pattern[str]:
+    """Finds the word in a text, not within another one, in capitals or not. word: not empty."""
+    return re.compile(f"(?<!{_LETTER}){re.escape(word)}(?!{_LETTER})", re.IGNORECASE)
+
+
+def mentions(word: str, text: str) -> bool:
+    """Whether the word is in the text; the empty word is in none."""
+    return bool(word) and bool(occurrences(word).search(text))
 
 
 def comma_parts(text: str) -> list[str]:

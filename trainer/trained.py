@@ -1,4 +1,4 @@
-"""What a run trains: the adapters, with their names in the file."""
+"""What a run trains: adapters with their names in the file, and the vectors of a word."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .adapters.names import FileName
 from .adapters.start import StartingLora
 from .config import TrainConfig
 from .data.batches import CachedSample
+from .embedding import Embedding
 from .memory.checkpointing import checkpointed
 from .memory.compiling import compiled
 from .memory.offloading import offloaded
@@ -31,33 +32,46 @@ FileNames = Callable[[Iterable[str]], Mapping[str, FileName]]
 
 @dataclass
 class Trained:
-    """The adapters of a run with their names in the file, and what to tell the optimizer of them."""
+    """All that a run trains, and what to tell the optimizer of it."""
 
     adapters: list[tuple[Adapter, FileNames]] = field(default_factory=list)
+    embedding: Embedding | None = None
     groups: ParameterGroups = field(default_factory=list)
 
     def add(self, adapter: Adapter, names: FileNames, lr: float, lora_plus_ratio: float) -> None:
         self.adapters.append((adapter, names))
         self.groups += adapter.parameter_groups(lr, lora_plus_ratio)
 
+    def add_embedding(self, embedding: Embedding, lr: float) -> None:
+        self.embedding = embedding
+        self.groups += embedding.parameter_groups(lr)
+
+    @property
+    def _parts(self) -> dict[str, Adapter | Embedding]:
+        """Beginning of the names in a state → whose they are."""
+        parts: dict[str, Adapter | Embedding] = {
+            f"adapter.{i}.": adapter for i, (adapter, _) in enumerate(self.adapters)
+        }
+        return parts if self.embedding is None else {**parts, "embedding.": self.embedding}
+
     def state_dict(self) -> dict[str, Tensor]:
         return {
-            f"adapter.{i}.{key}": tensor
-            for i, (adapter, _) in enumerate(self.adapters)
-            for key, tensor in adapter.state_dict().items()
+            start + key: tensor
+            for start, part in self._parts.items()
+            for key, tensor in part.state_dict().items()
         }
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        for i, (adapter, _) in enumerate(self.adapters):
-            start = f"adapter.{i}."
-            own = {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}
-            adapter.load_state_dict(own)
+        for start, part in self._parts.items():
+            part.load_state_dict(
+                {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)}
+            )
 
     def file_tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         for adapter, names in self.adapters:
             tensors |= file_tensors(adapter, names(adapter.layers))
-        return tensors
+        return tensors | (self.embedding.file_tensors() if self.embedding else {})
 
 
 @contextmanager
@@ -72,31 +86,37 @@ def prepared(
     denoiser, text = loan.denoiser, loan.text
     memory, optimizer, trained = config.memory, config.optimizer, Trained()
     with ExitStack() as stack:
-        adapter = stack.enter_context(
-            injected(
-                denoiser.net,
-                config.adapter,
-                seed=config.seed,
-                compute_dtype=denoiser.half_precision,
-                device=denoiser.device,
-                start=start,
+        adapter = Adapter(config.adapter)
+        if config.trains_lora:
+            adapter = stack.enter_context(
+                injected(
+                    denoiser.net,
+                    config.adapter,
+                    seed=config.seed,
+                    compute_dtype=denoiser.half_precision,
+                    device=denoiser.device,
+                    start=start,
+                )
             )
-        )
-        trained.add(adapter, names, optimizer.learning_rate, optimizer.lora_plus_ratio)
+            trained.add(adapter, names, optimizer.learning_rate, optimizer.lora_plus_ratio)
         offload = stack.enter_context(offloaded(denoiser.device, memory.offload_activations))
         condition_of = cached_condition
         if text is not None:
-            assert text_names is not None
-            text_adapter = stack.enter_context(
-                injected(
-                    text.net,
-                    replace(config.adapter, targets=TEXT_TARGETS),
-                    seed=config.seed,
-                    compute_dtype=text.half_precision,
-                    purpose="text encoder init",
+            if optimizer.text_encoder_lr:
+                assert text_names is not None
+                text_adapter = stack.enter_context(
+                    injected(
+                        text.net,
+                        replace(config.adapter, targets=TEXT_TARGETS),
+                        seed=config.seed,
+                        compute_dtype=text.half_precision,
+                        purpose="text encoder init",
+                    )
                 )
-            )
-            trained.add(text_adapter, text_names, optimizer.text_encoder_lr, optimizer.lora_plus_ratio)
+                trained.add(text_adapter, text_names, optimizer.text_encoder_lr, optimizer.lora_plus_ratio)
+            if (own := config.embedding).vectors:
+                vectors = text.embed(own.placeholder, own.initial_word, own.vectors)
+                trained.add_embedding(Embedding(own.placeholder, vectors), own.learning_rate)
             stack.enter_context(checkpointed(text.blocks, memory.checkpointing, offload=offload))
 
             def condition_of(sample: CachedSample, dropped: bool) -> Conditioning:
@@ -116,5 +136,6 @@ def prepared(
                 denoiser=denoiser,
                 adapter=adapter,
                 condition_of=condition_of,
+                embedding=trained.embedding,
             ),
         )

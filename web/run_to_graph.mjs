@@ -9,6 +9,7 @@ const SOCKETS = {
   TrainMemory: "memory",
   TrainPreview: "preview",
   PriorPreservation: "regularization",
+  TextualInversion: "embedding",
 };
 const GAP = 40;
 const OPTION_WIDTH = 340;

@@ -28,6 +28,7 @@ from in_graph_lora.trainer.host.model import borrowed
 from in_graph_lora.trainer.host.training import train_on_loaded
 from in_graph_lora.trainer.ports import Lend, Loan
 from in_graph_lora.trainer.runs.folder import RunFolder
+from in_graph_lora.trainer.runs.placing import Places
 from in_graph_lora.trainer.runs.result import Result
 from in_graph_lora.trainer.session import Destination, train_lora
 
@@ -161,7 +162,7 @@ def train_engine(
     folder: a run to go on with.
     """
     destination = Destination(
-        loras=output / "loras",
+        places=Places(loras=output / "loras", embeddings=output / "embeddings"),
         runs=output / "runs",
         base_model="tiny",
         key=key,

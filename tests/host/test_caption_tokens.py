@@ -32,6 +32,7 @@ import torch
 from safetensors.torch import save_file
 
 from in_graph_lora.trainer.host.caption_tokens import MAX_CHARACTERS, MAX_CHUNKS, CaptionTokenizer
+from in_graph_lora.trainer.host.embedding import clip_with
 
 pytestmark = pytest.mark.slow
 
@@ -129,6 +130,48 @@ def test_every_encoder_gets_the_tokens_of_the_letters_at_weight_one(clip, captio
 @pytest.mark.parametrize("caption", ["", "a red toy", "a toy, 1:2, [x] 一只猫"])
 def test_a_caption_without_syntax_gives_what_cliptextencode_gives(clip, caption):
     assert CaptionTokenizer(clip)(caption) == clip.tokenize(caption)
+
+
+def same_tokens(one: Any, other: Any) -> bool:
+    """Numbers, weights and vectors."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same_tokens, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same_tokens(one[k], other[k]) for k in one)
+    return one == other
+
+
+@pytest.mark.parametrize(
+    ("caption", "prompt"),
+    [
+        ("a photo of <it>, on a box", "a photo of embedding:foo, on a box"),
+        ("<it>", "embedding:foo"),
+        ("(<it>) of\n<IT>.", r"\( embedding:foo \) of" + "\nembedding:foo ."),
+        ("a photo " * 36 + "<it> of it", "a photo " * 36 + "embedding:foo of it"),
+        ("a <it>s <its>", "a <it>s <its>"),
+    ],
+)
+def test_a_word_with_vectors_gives_the_tokens_of_an_embedding(clip, caption, prompt):
+    """Where ComfyUI gives a part of a text encoder no embeddings, that part reads the word."""
+    taking = [leaf for leaf in leaves(clip.tokenizer) if leaf.embedding_directory is not None]
+    vectors = {leaf.embedding_key: torch.ones(3, 768) for leaf in leaves(clip.tokenizer)}
+    if isinstance(clip.tokenizer, encoders.hunyuan_video.HunyuanVideoTokenizer):
+        with pytest.raises(RuntimeError, match="ambiguous"):
+            clip.tokenize("embedding:foo")
+        return
+    mine, patched = CaptionTokenizer(clip), clip_with(clip, {"<it>": vectors})
+    weighted = "a (<it>:1.3)"
+    pairs = [
+        (mine.with_vectors("<it>", vectors)(caption), prompt, mine(caption)),
+        (patched.tokenize(weighted), "a ( embedding:foo :1.3)", clip.tokenize(weighted)),
+    ]
+    for tokens, stock_prompt, plain in pairs:
+        stock = clip.tokenize(stock_prompt)
+        given = [name for name in tokens if same_tokens(tokens[name], stock[name])]
+        assert all(same_tokens(tokens[name], plain[name]) for name in tokens if name not in given)
+        assert len(given) == len(taking) or "embedding:" not in stock_prompt
 
 
 def test_the_words_of_an_embeddings_name_are_exactly_those_of_plain_text(embeddings):

@@ -13,6 +13,7 @@ from in_graph_lora.nodes.training_inputs import train_config
 from in_graph_lora.trainer.config import (
     RESERVED_NAMES,
     AdapterConfig,
+    EmbeddingConfig,
     MemoryConfig,
     ObjectiveConfig,
     OptimizerConfig,
@@ -29,6 +30,7 @@ KINDS = {node.define_schema().node_id: node for node in NODES}
 SOCKETS = {
     "LoRAAdapter": "adapter", "TrainObjective": "objective", "TrainOptimizer": "optimizer",
     "TrainMemory": "memory", "TrainPreview": "preview", "PriorPreservation": "regularization",
+    "TextualInversion": "embedding",
 }  # fmt: skip
 PICTURE = ImageRecord(path=Path("0.png"), caption="a toy", size=(64, 64), digest="00")
 CHANGED = TrainConfig(
@@ -43,6 +45,7 @@ CHANGED = TrainConfig(
     prior=PriorConfig(method="class_images", class_prompt="a toy"),
     preview=PreviewConfig(prompts=("a toy", "一个玩具"), every=7, width=64, unrelated_prompts=("a",)),
     validation=ValidationConfig(held_out=1, every=9, keep_best=True, max_drift=0.3),
+    embedding=EmbeddingConfig(vectors=3, placeholder="ohwx", initial_word="toy", with_lora=True),
     save=SaveConfig(every=11, keep=3),
 )
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
 import comfy.sd
 import comfy.sd1_clip
+import comfy.sdxl_clip
 import comfy.supported_models_base
 import pytest
 import torch
+from comfy.text_encoders import flux
+from safetensors.torch import save_file
 from torch import Tensor
 
 from in_graph_lora.trainer.adapters.inject import injected
@@ -80,6 +84,52 @@ def test_gradients_equal_the_oracles_with_and_without_checkpointing(clip: Any) -
             assert relative(gradients(text, adapter.parameters()), right) < 1e-5
             with checkpointed(text.blocks, 1):
                 assert relative(gradients(text, adapter.parameters()), right) < 1e-5
+
+
+SMALL = {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+TARGETS = {
+    "SDXL": (comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel, {"clip_l", "clip_g"}),
+    "Flux": (flux.FluxTokenizer, flux.flux_clip(dtype_t5=torch.float32), {"clip_l", "t5xxl"}),
+}
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_each_text_encoder_has_vectors_of_its_own_whose_file_gives_what_was_trained(
+    family: str, tmp_path: Path
+) -> None:
+    tokenizer, model, names = TARGETS[family]
+    t5 = {"d_model": 48, "d_ff": 64, "d_kv": 24, "num_heads": 2, "num_layers": 2}
+    sizes = {"clip_l_model_config": SMALL, "clip_g_model_config": SMALL, "t5xxl_model_config": t5}
+    target = comfy.supported_models_base.ClipTarget(tokenizer, model)
+    options = {"dtype": torch.float32, **sizes}
+    clip = comfy.sd.CLIP(target, embedding_directory=[str(tmp_path)], model_options=options)
+    randomise(clip.cond_stage_model, 0)
+    with torch.inference_mode(False), borrowed_clip(texts(clip)) as text:
+        made = text.embed("aawxbc", "toy", 2)
+        assert made.keys() == names
+
+        def found() -> Tensor:
+            for p in made.values():
+                p.grad = None
+            out = text.encode("a photo of aawxbc, in a box")
+            (out["cross_attn"].square().mean() + out["pooled_output"].sin().mean()).backward()
+            return torch.cat([p.grad.flatten() / p.grad.norm() for p in made.values() if p.grad is not None])
+
+        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+            right = found()
+        assert len(right) == sum(p.numel() for p in made.values())
+        assert (right != 0).all()
+        assert relative(found(), right) < 1e-5
+        with checkpointed(text.blocks, 1):
+            assert relative(found(), right) < 1e-5
+        with torch.no_grad():
+            trained = text.encode("a photo of aawxbc, in a box")
+    save_file({name: p.detach().clone() for name, p in made.items()}, tmp_path / "mine.safetensors")
+    with torch.inference_mode():
+        tokens = clip.tokenize("a photo of embedding:mine, in a box")
+        stock = clip.encode_from_tokens(tokens, return_dict=True)
+    assert torch.equal(trained["cross_attn"], stock["cond"])
+    assert torch.equal(trained["pooled_output"], stock["pooled_output"])
 
 
 @pytest.mark.parametrize(

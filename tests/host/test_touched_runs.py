@@ -26,6 +26,7 @@ from in_graph_lora.trainer.runs.checkpoints import newest
 from in_graph_lora.trainer.runs.finding import find_run, finished
 from in_graph_lora.trainer.runs.folder import RunFolder
 from in_graph_lora.trainer.runs.past import BEST, NEWEST, load_past_run
+from in_graph_lora.trainer.runs.placing import Places
 from in_graph_lora.trainer.runs.result import Result
 
 from ..tiny_models import TINY, build, samples
@@ -251,7 +252,7 @@ def test_an_altered_run_is_used_as_far_as_it_is_whole(bench: Bench, tmp_path: Pa
     found = find_run(runs, KEY, config(8), "", 8, emit)
     if found is not None:
         try:
-            finished(found, config(6), 6, output / "loras")
+            finished(found, config(6), 6, Places(loras=output / "loras", embeddings=output / "embeddings"))
         except TrainerError as error:
             notices.append(str(error))
     whole = newest(found.checkpoints)[0] if found is not None else None

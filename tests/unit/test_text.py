@@ -23,7 +23,7 @@ from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.errors import ConfigError
 from in_graph_lora.trainer.events import Notice
 from in_graph_lora.trainer.preflight import remarks
-from in_graph_lora.trainer.text import garbled, readable
+from in_graph_lora.trainer.text import garbled, mentions, readable
 
 LONE = "\ud83d"
 
@@ -136,3 +136,20 @@ def test_what_the_user_is_told_can_be_printed():
 def test_a_rendered_template_can_be_compared_with_a_caption():
     filled = render(f"{LONE}, {{class}}", trigger="", class_word="\udc00", filename="", caption="")
     assert filled == "�, �"
+
+
+@pytest.mark.parametrize(
+    ("word", "text", "there"),
+    [
+        ("cat", "a Cat, asleep", True),
+        ("cat", "a category", False),
+        ("<my-cat>", "(<my-cat>)", True),
+        ("<my-cat>", "<my-cats>", False),
+        ("caf", "a café", False),
+        ("aawxbc", "一张aawxbc的照片", True),
+        ("猫", "一只猫坐着", True),
+        ("", "a cat, asleep.", False),
+    ],
+)
+def test_a_word_is_found_as_a_whole_in_capitals_or_not(word, text, there):
+    assert mentions(word, text) is there

@@ -30,7 +30,10 @@ def workflow(repo_root: Path) -> Json:
     return json.loads((repo_root / "workflows" / "first_lora.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(params=["first_lora.json", "subject.json", "compare_steps.json", "wan22_two_stages.json"])
+SHIPPED = ("first_lora", "subject", "compare_steps", "textual_inversion", "wan22_two_stages")
+
+
+@pytest.fixture(params=[f"{name}.json" for name in SHIPPED])
 def example(request: pytest.FixtureRequest, repo_root: Path) -> Json:
     """Each of the workflows that the pack ships."""
     return json.loads((repo_root / "workflows" / request.param).read_text(encoding="utf-8"))

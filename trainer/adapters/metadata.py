@@ -92,6 +92,21 @@ def training_metadata(
     return {key: value for key, value in entries.items() if value}
 
 
+_OF_LORA = ("ss_network_", "ss_learning_rate", DORA_NORM)
+
+
+def of_embedding(metadata: Mapping[str, str], placeholder: str) -> dict[str, str]:
+    """A run's entries without those of a LoRA, for its embedding."""
+    about = {key: value for key, value in metadata.items() if not key.startswith(_OF_LORA)}
+    architecture, _, _ = about.get("modelspec.architecture", "").partition("/")
+    return {
+        **about,
+        "modelspec.architecture": f"{architecture}/textual-inversion",
+        "modelspec.trigger_phrase": placeholder,
+        "in_graph_lora.placeholder": placeholder,
+    }
+
+
 def tag_frequency(captions: Iterable[str]) -> dict[str, int]:
     """How often each comma-separated part occurs in the captions."""
     return dict(Counter(tag.strip() for caption in captions for tag in caption.split(",") if tag.strip()))

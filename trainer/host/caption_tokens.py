@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .embedding import clip_with
 
 if TYPE_CHECKING:
     from comfy.sd import CLIP
@@ -48,6 +53,12 @@ class CaptionTokenizer:
         while (chunks := _chunks(self(text))) > MAX_CHUNKS:
             text = text[: len(text) * MAX_CHUNKS // chunks]
         return text
+
+    def with_vectors(self, placeholder: str, vectors: Mapping[str, Tensor]) -> CaptionTokenizer:
+        """One that puts these vectors in the word's place; name of a text encoder → [n, d]."""
+        own = copy.copy(self)
+        own._clip = clip_with(self._clip, {placeholder: vectors})
+        return own
 
     @cached_property
     def _reads_escapes(self) -> bool:

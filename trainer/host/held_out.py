@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..adapters.names import is_text_encoder
 from ..config import TrainConfig
 from ..data.batches import CachedSample
 from ..data.cache import SampleCache
 from ..data.records import Dataset
+from ..embedding import changes_text
 from ..runs.validation import level_losses
 from .conditioning import HostTextEncoder
 from .encode import HostLatentEncoder, pixel_step
@@ -73,7 +73,7 @@ class HeldOut:
             if load is not None:
                 tensors = load()
                 model, patched = apply_lora(model, self._clip, tensors, strength, strength)
-                if patched is not None and any(map(is_text_encoder, tensors)):
+                if patched is not None and any(changes_text(name) for name in tensors):
                     texts = HostTextEncoder(patched, model)
                     samples = [replace(s, conditioning=texts.encode(s.caption, s.latent)) for s in samples]
             with borrowed(model) as denoiser:

@@ -22,7 +22,9 @@ from ..adapters.readers import cannot_use, with_alpha
 from ..adapters.respell import for_comfyui
 from ..adapters.shapes import LayerShape, check_layer
 from ..adapters.targets import is_convolution, is_linear
-from ..errors import LoraFileError
+from ..embedding import split
+from ..errors import LoraFileError, shortened
+from .embedding import clip_with
 from .model import model_family
 from .quantised import unpacked
 
@@ -102,8 +104,19 @@ def apply_lora(
     Reads what the stock loader reads, and diffusers' files for UNets, PEFT's and DiffSynth's.
     file_alpha: α of a file that carries none; 0 means equal to the rank.
     Raises LoraFileError when tensors fit nowhere or are not what their layer needs; `notify` hears of
-    text-encoder tensors without a CLIP.
+    text-encoder tensors and embeddings without a CLIP. An embedding that comes with the LoRA is read in the
+    place of its word by the CLIP, unless its strength is 0.
     """
+    lora, embeddings = split(lora)
+    if embeddings and clip is None:
+        notify(
+            f"the embedding of {shortened(embeddings)} was left out; connect clip to use it, or write"
+            " embedding: and its file's name in the prompt"
+        )
+    if embeddings and clip is not None and strength_clip:
+        clip = clip_with(clip, embeddings)
+    if not lora and embeddings:
+        return model.clone(), clip.clone() if clip is not None else None
     tensors = _converted(lora)
     if file_alpha:
         tensors = with_alpha(tensors, file_alpha)

@@ -26,6 +26,16 @@ def lora_directory() -> Path:
     return output_directory() / "loras"
 
 
+def embedding_directory() -> Path:
+    """`output/embeddings`; `offer_embeddings` lets prompts find what is there."""
+    return output_directory() / "embeddings"
+
+
+def offer_embeddings() -> None:
+    """To be called before a text encoder is loaded, which is told the folders then."""
+    folder_paths.add_model_folder_path("embeddings", str(embedding_directory()))
+
+
 def runs_directory(name: str) -> Path:
     return output_directory() / RUNS / name
 

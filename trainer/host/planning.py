@@ -32,6 +32,7 @@ from ..memory.plan import Measured, leanest_levers
 from ..memory.report import Plan, planned
 from ..ports import Conditioning, ControlPictures, Loan
 from ..runs.folder import RunFolder
+from ..text import mentions
 from .base_precision import available
 from .encode import pixel_step
 from .kept_samples import limit
@@ -143,8 +144,11 @@ def _samples(
     """A batch with latents like `empty`, the longest caption and these control pictures, and what samples
     take of memory in bytes."""
     latent = torch.randn(empty.shape, generator=torch.Generator().manual_seed(0))
-    caption = max((text for r in dataset.records for text in r.texts), key=len)
-    live = config.optimizer.text_encoder_lr > 0
+    word = config.embedding.placeholder
+    caption = max(
+        (text for r in dataset.records for text in r.texts), key=lambda t: (mentions(word, t), len(t))
+    )
+    live = config.encodes_each_step
     with torch.no_grad():
         condition = None if live else encode(caption, latent, controls)
         prior = config.prior
@@ -209,7 +213,9 @@ def free_on(model: ModelPatcher) -> int:
 def _key(config: TrainConfig, prints: tuple[str, ...], samples: list[CachedSample]) -> str:
     """Of all that decides what is measured."""
     settings = config.to_dict()
-    matters = [settings[name] for name in ("adapter", "objective", "prior", "optimizer", "memory")]
+    matters = [
+        settings[name] for name in ("adapter", "objective", "prior", "optimizer", "memory", "embedding")
+    ]
     sample = samples[0]
     shapes = [str(tuple(sample.latent.shape)), len(samples), _shapes(sample.conditioning)]
     if sample.references is not None:

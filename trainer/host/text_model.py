@@ -16,6 +16,7 @@ from ..memory.out_of_place import out_of_place
 from .bypass import beneath_injections
 from .caption_tokens import CaptionTokenizer
 from .conditioning import HostTextEncoder, text_of
+from .embedding import initial_vectors
 from .kernels import differentiable_kernels
 from .model import Condition, in_training, kept_loaded
 from .quantised import quantised_layers_differentiable
@@ -39,10 +40,14 @@ class HostTextModel:
         self.half_precision = dtype if dtype in (torch.bfloat16, torch.float16) else None
         self.blocks: Sequence[nn.Module] = blocks(self.net)
         """What gradient checkpointing takes one by one."""
+        self.tokenize: CaptionTokenizer = texts.tokenize
 
-    @property
-    def tokenize(self) -> CaptionTokenizer:
-        return self.texts.tokenize
+    def embed(self, placeholder: str, initial: str, vectors: int) -> dict[str, nn.Parameter]:
+        """Vectors that the word stands for in captions from now on: name of a text encoder → [n, d]."""
+        begun = initial_vectors(self.clip, initial, vectors)
+        made = {key: nn.Parameter(value) for key, value in begun.items()}
+        self.tokenize = self.texts.tokenize.with_vectors(placeholder, made)
+        return made
 
     def encode(self, caption: str, references: HostControls | None = None) -> dict[str, Any]:
         """What CLIPTextEncode puts into a conditioning, under the names that `extra_conds` takes."""

@@ -21,6 +21,7 @@ from ..data.cache import SampleCache, cut_to_fit
 from ..data.clip_spans import fitted, frame_rate
 from ..data.drawn_masks import with_drawn_masks
 from ..data.records import Dataset
+from ..embedding import split
 from ..errors import ConfigError, TrainingError, shortened
 from ..events import Emit, Notice
 from ..families import UNLISTED
@@ -30,12 +31,14 @@ from ..ports import Loan
 from ..preflight import check, remarks
 from ..runs.finding import find_run, finished, run_key
 from ..runs.judged import Judging
+from ..runs.placing import Places
 from ..runs.result import Result
 from ..session import Destination, train_lora
 from . import lora, paths
 from .active import paused
 from .class_images import with_class_images
 from .conditioning import HostTextEncoder
+from .embedding import initial_tokens
 from .encode import HostLatentEncoder, clip_step, pixel_step
 from .identity import Identities, clip_fingerprint, identities, model_fingerprint, vae_fingerprint
 from .jobs import Origin, job_of
@@ -89,10 +92,11 @@ def train_on_loaded(
     dataset = with_class_images(job.dataset, config.prior, model, clip, vae, prints, emit)
     steps = job.steps
     dataset, config = cut_to_fit(dataset, job.config, job.texts, emit)
-    digest, loras, runs = dataset.digest, paths.lora_directory(), paths.runs_directory(config.name)
+    digest, runs = dataset.digest, paths.runs_directory(config.name)
+    places = Places(loras=paths.lora_directory(), embeddings=paths.embedding_directory())
     key = run_key(config, dataset, prints)
     folder = None if new_run else find_run(runs, key, config, digest, steps, emit)
-    if folder is not None and (done := finished(folder, config, steps, loras)):
+    if folder is not None and (done := finished(folder, config, steps, places)):
         emit(
             Notice(
                 message=f"{done.path.name} is finished already and was loaded; choose new run to train again"
@@ -102,9 +106,8 @@ def train_on_loaded(
     if folder is not None and (so_far := paused(folder.path)):
         emit(Notice(message=f"paused at step {len(so_far.losses)}; press Continue on Train LoRA to go on"))
         return so_far
-    train_text = config.optimizer.text_encoder_lr > 0
     destination = Destination(
-        loras=loras,
+        places=places,
         runs=runs,
         key=key,
         dataset=digest,
@@ -140,7 +143,7 @@ def train_on_loaded(
             folder=folder,
         )
         config = replace(config, memory=memory)
-        data = cache.build(dataset, config, train_text=train_text)
+        data = cache.build(dataset, config, train_text=config.encodes_each_step)
         try:
             return train_lora(
                 job.lend,
@@ -218,7 +221,7 @@ class _Checked:
 
     @contextmanager
     def lend(self, memory: MemoryConfig) -> Iterator[Loan]:
-        train_text = self.config.optimizer.text_encoder_lr > 0
+        train_text = self.config.encodes_each_step
         with ExitStack() as loans:
             gc.collect()  # what was on the device before: optimizers hold themselves in circles
             if self.judge is not None:
@@ -251,6 +254,8 @@ def _checked(
     start = _starting_lora(model, config, emit)
     process = noise_process(model.get_model_object("model_sampling"))
     check(config, dataset, model.model.diffusion_model, process, start)
+    if config.embedding.vectors:
+        initial_tokens(clip, config.embedding.initial_word)
     for remark in (*told, *remarks(config, dataset)):
         emit(Notice(message=remark))
     steps = config.total_steps(dataset.shown)
@@ -302,6 +307,14 @@ def _starting_lora(model: ModelPatcher, config: TrainConfig, emit: Emit) -> Star
     if not name:
         return None
     tensors, metadata = read_lora(paths.lora_path(name))
+    tensors, embeddings = split(tensors)
+    if embeddings:
+        emit(
+            Notice(
+                message=f"{name} brings an embedding of {shortened(embeddings)}; the training goes on from"
+                " its LoRA alone"
+            )
+        )
     start = read_start(
         tensors,
         lora.aliases(model),

@@ -13,10 +13,11 @@ from ..config import TrainConfig
 from ..data.records import Dataset
 from ..errors import shortened
 from ..events import Emit, Notice
-from ..files import clear_unfinished, copy_as_new, sha256
+from ..files import clear_unfinished, sha256
 from ..text import has_prompt_syntax
 from .checkpoints import step_reached
 from .folder import RunFolder, previous_runs
+from .placing import Places
 from .result import Result
 
 MATHEMATICS = 4
@@ -90,18 +91,21 @@ def find_run(
     return None
 
 
-def finished(folder: RunFolder, config: TrainConfig, steps: int, loras: Path) -> Result | None:
-    """The result of a run that reached its end; a LoRA file that is gone is written again."""
+def finished(folder: RunFolder, config: TrainConfig, steps: int, places: Places) -> Result | None:
+    """The result of a run that reached its end; a file of it that is gone is written again."""
     record = folder.record()
     done = record.finished if record else None
     if done is None or not done.answers(config, steps):
         return None
-    source, path = folder.checkpoints / done.source, loras / done.lora
-    if sha256(path) != done.sha256:
-        if sha256(source) != done.sha256:
-            return None
-        path = copy_as_new(source, loras, config.name, lambda p: folder.finish(replace(done, lora=p.name)))
-    return Result.of(folder, path, folder.log.losses(done.steps))
+    name = done.lora
+    sources = places.loras / name, folder.checkpoints / done.source
+    source = next((path for path in sources if sha256(path) == done.sha256), None)
+    if source is None:
+        return None
+    if not places.hold(source, config, name):
+        name = places.put(source, config, lambda path: folder.finish(replace(done, lora=path.name)))
+    path, embedding = places.result(config, name), places.embedding(config, name)
+    return Result.of(folder, source, path, embedding, folder.log.losses(done.steps))
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

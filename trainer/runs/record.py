@@ -28,11 +28,11 @@ class Finished:
     """What a run that reached its end was asked for and gave."""
 
     lora: str
-    """File name in the folder of LoRAs."""
+    """File name in the folder of LoRAs, of embeddings, or in both."""
     source: str
     """The checkpoint's file that `lora` is a copy of."""
     sha256: str
-    """Of both."""
+    """Of the checkpoint's file, and of the LoRA."""
     steps: int
     """Reached; less than `asked` when `patience` ended the run."""
     asked: int

@@ -36,6 +36,7 @@ from in_graph_lora.trainer.host.planning import free_on
 from in_graph_lora.trainer.measure import measure
 from in_graph_lora.trainer.memory.report import levers, planned
 from in_graph_lora.trainer.ports import Loan
+from in_graph_lora.trainer.runs.placing import Places
 from in_graph_lora.trainer.session import Destination, train_lora
 
 from .meter import Rings
@@ -185,7 +186,7 @@ class Ours(_OnLoaded):
             Rings() as self.rings,
         ):
             destination = Destination(
-                loras=Path(folder, "loras"),
+                places=Places(loras=Path(folder) / "loras", embeddings=Path(folder) / "embeddings"),
                 runs=Path(folder, "runs"),
                 base_model=job.model,
                 file_names=lambda layers: lora.file_names(self.patcher, layers),
