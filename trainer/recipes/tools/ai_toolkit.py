@@ -104,10 +104,6 @@ def levels(reading: Reading) -> None:
         reading.leave(NONE)
 
 
-def steps_of_noise(name: str) -> Any:
-    return scaled(name, 1e-3)
-
-
 def ema(reading: Reading, value: Any) -> None:
     if truth(value):
         reading.now = "train.ema_config.ema_decay"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from ..tool import NONE, Converter, Reading, is_off, number, truth
@@ -102,21 +101,6 @@ def side(reading: Reading, value: Any) -> None:
     if sides[0] != sides[1]:
         reading.note(f"rounded: {reading.now} of two sides became the side {area} of a square of that area")
     reading.set("data.resolution", area)
-
-
-def weighting(choices: Mapping[str, str]) -> Converter:
-    """diffusers' `weighting_scheme` of flow models: density of the noise levels, or weight of the loss."""
-
-    def converter(reading: Reading, value: Any) -> None:
-        word = str(value).strip().lower()
-        if word in ("sigma_sqrt", "cosmap"):
-            reading.set("objective.weighting", word)
-        elif word in choices:
-            reading.set("objective.timestep_sampling", choices[word])
-        else:
-            reading.leave(NONE)
-
-    return converter
 
 
 def min_snr(reading: Reading, value: Any) -> None:
