@@ -61,7 +61,7 @@ class Objective:
         config, process = self.config, self.denoiser.process
         device = self.denoiser.device
         x_0 = torch.stack([s.latent for s in group])
-        sigma = draw_sigma(process, config, len(group), x_0[0, 0].numel() / 4, generator)
+        sigma = draw_sigma(process, config, len(group), x_0[0, 0].numel() / process.tokens.patch**2, generator)
         noise = torch.randn(x_0.shape, generator=generator)
         if config.noise_offset:
             shape = (*x_0.shape[:2], *[1] * (x_0.ndim - 2))

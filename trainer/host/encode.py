@@ -14,7 +14,7 @@ from ..data.store import Entry
 from ..errors import ModelError
 from ..ports import ControlPictures
 from . import kept_conditions
-from .model import model_family
+from .model import model_family, patch_side
 from .references import ControlEncoder, HostControls
 
 if TYPE_CHECKING:
@@ -101,7 +101,5 @@ def pixel_step(vae: VAE, patcher: ModelPatcher) -> int:
     """What a picture's sides must be multiples of, for the VAE and the network: a patch, or what a UNet
     halves to."""
     config = patcher.model.model_config.unet_config
-    patch = config.get("patch_size") or getattr(patcher.model.diffusion_model, "patch_size", 1)
-    patch = patch[-1] if isinstance(patch, (list, tuple)) else patch
     halved = 2 ** (len(config.get("channel_mult") or [1]) - 1)
-    return int(vae.spacial_compression_encode()) * int(patch or 1) * halved
+    return int(vae.spacial_compression_encode()) * (patch_side(patcher) or 1) * halved

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
@@ -22,7 +23,7 @@ from ..families import Family, family_of
 from ..memory.blocks import blocks, by_class
 from ..memory.out_of_place import out_of_place
 from ..memory.streaming import Packed, spread
-from ..noise import NoiseProcess
+from ..noise import NoiseProcess, Tokens
 from . import kernels
 from .base_precision import BasePrecision
 from .bypass import beneath_injections
@@ -43,6 +44,21 @@ Condition = dict[str, Any]
 
 def model_family(patcher: ModelPatcher) -> Family:
     return family_of(type(patcher.model.model_config))
+
+
+def patch_side(patcher: ModelPatcher) -> int | None:
+    """Latent pixels of a side of one token; None for a UNet, which has none."""
+    net = patcher.model.diffusion_model
+    places = patcher.model.model_config.unet_config, vars(net), vars(getattr(net, "patchifier", net))
+    found = next((p for place in places for n in ("patch_size", "_patch_size") if (p := place.get(n))), None)
+    side = found[-1] if isinstance(found, (list, tuple)) else found
+    return int(side) if side else None
+
+
+def tokens(patcher: ModelPatcher) -> Tokens:
+    patch = patch_side(patcher) or Tokens().patch
+    pixels = patch * getattr(patcher.model.latent_format, "spacial_downscale_ratio", 8)
+    return Tokens(patch=patch, pixels=pixels, line=model_family(patcher).shift_line or Tokens().line)
 
 
 class HostDenoiser:
@@ -149,7 +165,7 @@ def borrowed(patcher: ModelPatcher, memory: MemoryConfig = RESIDENT) -> Iterator
         loan.callback(patcher.cleanup)
         loan.enter_context(in_training())
         loan.enter_context(kept_loaded(patcher))
-        denoiser = HostDenoiser(patcher, model, noise_process(sampling))
+        denoiser = HostDenoiser(patcher, model, replace(noise_process(sampling), tokens=tokens(patcher)))
         family, net = denoiser.family, denoiser.net
         if lean and not denoiser.blocks:
             raise ModelError(

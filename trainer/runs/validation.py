@@ -49,7 +49,7 @@ def level_losses(
         x_0 = sample.latent.expand(STRATA, *sample.latent.shape)
         noise = torch.randn(x_0.shape, generator=stream(seed, "validation", i))
         u = (torch.arange(STRATA) + 0.5) / STRATA
-        tokens = sample.latent[0].numel() / 4
+        tokens = sample.latent[0].numel() / denoiser.process.tokens.patch**2
         sigma = sigma_from_uniform(u, ObjectiveConfig(), denoiser.process, tokens)
         noised = add_noise(denoiser.process, x_0.to(device), noise.to(device), sigma.to(device))
         condition = condition_of(sample, False)
