@@ -124,10 +124,8 @@ class CompareBaseline(io.ComfyNode):
             frames=frames,
         )
         shots = [(line, (seed + i) % 2**64) for line in asked for i in range(images_per_prompt)]
-        controls = []
-        if control is not None:
-            shown = prompt_controls(model, clip, vae, asked, control, (width, height))
-            controls = [c for c in shown for _ in range(images_per_prompt)]
+        shown = prompt_controls(model, clip, vae, asked, control, settings)
+        controls = [c for c in shown for _ in range(images_per_prompt)]
         rows = sample_rows(
             *(model, clip, vae, lora, negative, shots, columns, settings),
             on_step=NodeProgress(cls.hidden.unique_id).update,

@@ -57,6 +57,8 @@ class ImageRecord:
     """Number of the mask that is drawn for an inpaint model; see `drawn_masks`."""
     clip: Clip | None = None
     """None for a picture."""
+    first_frame: bool = False
+    """Whether the network is given the clip's own first frame, for want of a control picture."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "caption", readable(self.caption))
@@ -154,5 +156,6 @@ class Dataset:
             if r.controls or r.drawn_mask is not None:
                 parts += ([c.digest for c in r.controls], r.drawn_mask)
             parts += (r.clip,) if r.clip else ()
+            parts += ("first frame",) if r.first_frame else ()
             h.update("\0".join(["", *map(str, parts)]).encode())
         return h.hexdigest()

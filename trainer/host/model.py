@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 RESIDENT = MemoryConfig(fit="manual")
 """The whole model on the device."""
 
+START = "start_latent"
+"""Among a condition's arguments, and no argument of the network: [1, C, t, H, W], the first frames of x_t as
+they are given, without noise."""
+
 Condition = dict[str, Any]
 """One sample's arguments for the network: name → ComfyUI's COND object, batch size 1."""
 
@@ -90,8 +94,20 @@ class HostDenoiser:
                 outputs[i] = part[row]
         return torch.stack([o for o in outputs if o is not None])
 
+    def drawn(self, x_t: Tensor, conditioning: Sequence[Condition]) -> Tensor | None:
+        given = [c[START].cond.shape[2] if START in c else 0 for c in conditioning]
+        if not any(given):
+            return None
+        counts = torch.ones(len(given), 1, *x_t.shape[2:], device=x_t.device)
+        for row, frames in zip(counts, given, strict=True):
+            row[:, :frames] = 0
+            row *= row.numel() / row.sum()
+        return counts
+
     def _forward(self, x: Tensor, sigma: Tensor, conditioning: Sequence[Condition]) -> Tensor:
         args = comfy.samplers.cond_cat(list(conditioning), device=x.device)
+        if (start := args.pop(START, None)) is not None:
+            x = torch.cat([start.to(x), x[:, :, start.shape[2] :]], dim=2)
         options = dict(self.patcher.model_options.get("transformer_options", {}))
         options["cond_or_uncond"] = [0] * len(conditioning)
         options["sigmas"] = sigma

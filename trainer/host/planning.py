@@ -75,7 +75,7 @@ def plan_run(
     memory = config.memory
     manual = memory.fit == "manual"
     largest, batch = _largest(dataset, config, pixel_step(vae, model))
-    controls = ControlEncoder(model, vae, clip)(_largest_controls(dataset, largest.size))
+    controls = ControlEncoder(model, vae, clip)(_largest_controls(dataset, largest))
     empty = empty_latent(model, vae, *largest.size, largest.frames)[0]
     samples, cached = _samples(encode, dataset, config, empty, batch, controls)
     key = _key(config, prints, samples)
@@ -164,11 +164,11 @@ def _samples(
     return [sample] * batch, kept
 
 
-def _largest_controls(dataset: Dataset, size: tuple[int, int]) -> ControlPictures:
+def _largest_controls(dataset: Dataset, view: View) -> ControlPictures:
     """Blank ones, as many and as large as the most that a picture of the dataset has."""
-    all_of = [[c.size for c in r.controls] for r in dataset.records]
+    all_of = [[c.size for c in r.controls] or [r.size] * r.first_frame for r in dataset.records]
     largest = max(all_of, key=lambda sizes: (len(sizes), sum(w * h for w, h in sizes)), default=[])
-    return to_sample([Image.new("RGB", own) for own in largest], size)
+    return to_sample([Image.new("RGB", own) for own in largest], view.size, view.frames)
 
 
 def _bytes(condition: Any) -> int:

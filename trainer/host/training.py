@@ -20,7 +20,7 @@ from ..data.cache import SampleCache, cut_to_fit
 from ..data.clip_spans import fitted, frame_rate
 from ..data.drawn_masks import with_drawn_masks
 from ..data.records import Dataset
-from ..errors import TrainingError, shortened
+from ..errors import ConfigError, TrainingError, shortened
 from ..events import Emit, Notice
 from ..families import UNLISTED
 from ..files import sha256
@@ -41,9 +41,10 @@ from .model import borrowed, model_family
 from .noise import noise_process
 from .planning import plan_run, wanted
 from .progress import check_interrupt
-from .references import suited, way_of
+from .references import suited
 from .sample import PreviewSampler
 from .text_model import borrowed_clip
+from .ways import check_given, way_of
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -201,6 +202,12 @@ def _checked(
     """Raises what `preflight.check` does; says what the user must know of settings and model."""
     config = replace(config, memory=wanted(config.memory))
     dataset, told = _with_clips(dataset, model, vae)
+    check_given(model)
+    if way_of(model).start and way_of(model).needed and config.prior.uses_pictures:
+        raise ConfigError(
+            f"{type(model.model).__name__} draws from a start picture, and class pictures have none; choose"
+            " output_preservation (Prior Preservation)"
+        )
     dataset = suited(dataset, model, clip, emit).hold_out(config.validation.held_out)
     if way_of(model).masks:
         dataset = with_drawn_masks(dataset)
