@@ -40,11 +40,19 @@ class PlanTraining(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, vae: Any, dataset: Dataset, existing_run: str = "", **settings: Any
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        dataset: Dataset,
+        existing_run: str = "",
+        clip_vision: Any = None,
+        **settings: Any,
     ) -> io.NodeOutput:
         from ..trainer.host.training import plan_on_loaded
 
         emit = Reporter(cls.hidden.unique_id)
-        plan = plan_on_loaded(model, clip, vae, dataset, train_config(dataset, **settings), emit)
+        config = train_config(dataset, **settings)
+        plan = plan_on_loaded(model, clip, vae, dataset, config, emit, clip_vision=clip_vision)
         text = "\n\n".join([plan.text, plan.table, *emit.notices])
         return io.NodeOutput(plan.text, plan.table, ui=ui.PreviewText(text))

@@ -55,6 +55,7 @@ class TrainLoRA(io.ComfyNode):
         vae: Any,
         dataset: Dataset,
         existing_run: str = CONTINUE,
+        clip_vision: Any = None,
         **settings: Any,
     ) -> io.NodeOutput:
         from ..trainer.host.training import train_on_loaded
@@ -75,6 +76,7 @@ class TrainLoRA(io.ComfyNode):
                 report,
                 new_run=existing_run == NEW_RUN,
                 stop_requested=training.stop_requested,
+                clip_vision=clip_vision,
             )
             report.reached(result.run, len(result.losses))
             was_paused = paused(result.run) is not None

@@ -63,8 +63,18 @@ STARTS = {
     "skyreels i2v": Video(
         replace(_HUNYUAN, config="HunyuanVideoSkyreelsI2V", unet={**_HUNYUAN.unet, "in_channels": 32}), 4, 24
     ),
+    "hunyuan 1.5": Video(
+        replace(
+            _HUNYUAN, config="HunyuanVideo15", latent=(32, 2, 4, 4), text={"cross_attn": (7, 24)},
+            unet={
+                **_HUNYUAN.unet, "in_channels": 65, "out_channels": 32, "patch_size": [1, 1, 1],
+                "vec_in_dim": None, "vision_in_dim": 1152, "meanflow_sum": True,
+                "use_cond_type_embedding": True, "guidance_embed": False,
+            },
+        ), 4, 24,
+    ),
     "ltx": VIDEO["ltx"],
-}
+}  # fmt: skip
 """Models that are given a start picture, or can be."""
 ALL = VIDEO | STARTS
 
@@ -129,7 +139,39 @@ def _ltx() -> comfy.sd.VAE:
     return comfy.sd.VAE(sd=weights, metadata={"config": json.dumps({"vae": config})})
 
 
-_VAES = {"wan": _wan, "wan 2.2 5b": _wan_5b, "hunyuan": _hunyuan, "skyreels": _hunyuan, "ltx": _ltx}
+def _hunyuan_15() -> comfy.sd.VAE:
+    whole = comfy.sd.AutoencodingEngine
+
+    def smaller(**configs: Any) -> nn.Module:
+        for half in ("encoder_config", "decoder_config"):
+            configs[half]["params"] |= {"block_out_channels": [8, 16, 32, 64, 64], "num_res_blocks": 1}
+        return whole(**configs)
+
+    sizes: dict[str, Any] = {
+        "in_channels": 3, "out_channels": 3, "z_channels": 32, "ffactor_spatial": 16, "ffactor_temporal": 4,
+        "downsample_match_channel": True, "upsample_match_channel": True,
+    }  # fmt: skip
+    parts = {
+        f"{half.lower()}_config": {
+            "target": f"comfy.ldm.hunyuan_video.vae_refiner.{half}",
+            "params": {**sizes},
+        }
+        for half in ("Encoder", "Decoder")
+    }
+    regularizer = {"target": "comfy.ldm.models.autoencoder.EmptyRegularizer"}
+    weights = _weights(smaller(regularizer_config=regularizer, **parts))
+    with patch.object(comfy.sd, "AutoencodingEngine", smaller):
+        return comfy.sd.VAE(sd=weights)
+
+
+_VAES = {
+    "hunyuan 1.5": _hunyuan_15,
+    "wan": _wan,
+    "wan 2.2 5b": _wan_5b,
+    "hunyuan": _hunyuan,
+    "skyreels": _hunyuan,
+    "ltx": _ltx,
+}
 
 
 class VideoClip(FakeClip):
@@ -144,6 +186,11 @@ class VideoClip(FakeClip):
         self.cond_stage_model = nn.Linear(1, 1)
         self.tokenizer, self.tokenizer_options = object(), {}
         self.patcher = comfy.model_patcher.ModelPatcher(self.cond_stage_model, CPU, CPU)
+
+    def tokenize(self, text: str, **options: Any) -> str:
+        """What else is given becomes a part of the text."""
+        told = [f"{k}={v.double().sum()}" if torch.is_tensor(v) else f"{k}={v}" for k, v in options.items()]
+        return " ".join([text, *told]) if told else text
 
     def clone(self) -> VideoClip:
         return copy.copy(self)

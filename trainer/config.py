@@ -318,6 +318,9 @@ class OptimizerConfig:
         return min(100, steps // 20) if self.warmup_steps < 0 else self.warmup_steps
 
 
+EDIT_NODES = ("auto", "TextEncodeQwenImageEdit")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     batch_size: int = 1
@@ -326,8 +329,11 @@ class DataConfig:
     """Side of the square whose area a picture has at most; pixels."""
     caption_syntax: str = "text"
     """text: a caption means its letters; comfyui: `(word:1.3)` and `embedding:name` as in CLIPTextEncode."""
+    edit_node: str = "auto"
+    """The stock node whose conditions an edit model is trained with; "auto" is that for its text encoder."""
 
     def __post_init__(self) -> None:
+        _check_choice("edit_node", self.edit_node, EDIT_NODES)
         _check_choice("caption_syntax", self.caption_syntax, CAPTION_SYNTAXES)
         _check_range(self, 1, 1024, "batch_size")
         _check_range(self, 16, 8192, "resolution")

@@ -15,6 +15,7 @@ from .noise import NoiseProcess, Tokens, shift_time
 
 FLUX = Tokens()
 
+
 def flux_shift(tokens: float, of: Tokens = FLUX) -> float:
     """s = e^μ, μ linear in the number of tokens: 1.8776, 2.3319, 3.1582 at 512, 768 and 1024 pixels of
     Flux.1."""

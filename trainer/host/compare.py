@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..pictures.comparison import Row
 from ..pictures.drawing import to_pil
 from .lora import apply_lora
-from .references import ControlEncoder, HostControls, to_sample
+from .references import UNCHOSEN, Choices, ControlEncoder, HostControls, to_sample
 from .sample import SampleSettings, encode_prompt, sample_image
 from .ways import way_of
 
@@ -71,6 +71,7 @@ def prompt_controls(
     prompts: Sequence[str],
     images: Tensor | None,
     settings: SampleSettings,
+    choices: Choices = UNCHOSEN,
 ) -> list[HostControls | None]:
     """What each of the prompts is drawn with.
 
@@ -93,7 +94,7 @@ def prompt_controls(
             f"control has {len(images)} pictures and there are {len(prompts)} prompts; connect one"
             " for all, or one for each"
         )
-    encoder = ControlEncoder(model, vae, clip)
+    encoder = ControlEncoder(model, vae, clip, choices)
     if not encoder.draws_with_pictures:
         raise ConfigError(f"{name} draws without control pictures; disconnect control")
     size = settings.width, settings.height

@@ -23,7 +23,6 @@ from ..ports import Traces
 from . import kept_conditions
 from .caption_tokens import CaptionTokenizer
 from .model import START, Condition, model_family
-from .ways import GIVEN
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -160,7 +159,7 @@ class HostTextEncoder:
         return conds
 
     def _text(self, caption: str, references: HostControls | None) -> dict[str, Any]:
-        if references is not None and references.seen is not None:  # no other picture has this one
+        if references is not None and references.in_text:  # no other picture has this one
             return self._encode_text(caption, references)
         if caption not in self._encoded:
             self._encoded[caption] = self._encode_text(caption, None)
@@ -184,9 +183,10 @@ class HostTextEncoder:
     ) -> Condition:
         """`text`: cross_attn, pooled_output and what else the text encoder gives."""
         noise = latent.unsqueeze(0)
-        values = dict(references.values) if references else {}
         latent_image, mask, start = noise, None, None
-        if given := values.pop(GIVEN, None):  # as comfy.samplers takes a latent with a noise_mask
+        if (
+            given := references.given if references else None
+        ):  # as comfy.samplers takes a latent with a noise_mask
             latent_image = self.patcher.model.process_latent_in(given["samples"])
             mask = prepare_mask(given["noise_mask"], noise.shape, noise.device)
             start = latent_image[:, :, mask.amax(dim=(0, 1, 3, 4)) == 0]
@@ -201,7 +201,7 @@ class HostTextEncoder:
             denoise_mask=mask,
             seed=None,
             latent_shapes=None,
-            **values,
+            **(references.written if references else {}),
         )
         if self.patcher.model.model_config.unet_config.get("guidance_embed"):
             params["guidance"] = self.guidance

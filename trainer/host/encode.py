@@ -15,7 +15,7 @@ from ..errors import ModelError
 from ..ports import ControlPictures
 from . import kept_conditions
 from .model import model_family, patch_side
-from .references import ControlEncoder, HostControls
+from .references import UNCHOSEN, Choices, ControlEncoder, HostControls
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -29,7 +29,13 @@ class HostLatentEncoder:
     """The engine's `LatentEncoder`."""
 
     def __init__(
-        self, vae: VAE, patcher: ModelPatcher, clip: CLIP | None = None, *, identity: str = ""
+        self,
+        vae: VAE,
+        patcher: ModelPatcher,
+        clip: CLIP | None = None,
+        choices: Choices = UNCHOSEN,
+        *,
+        identity: str = "",
     ) -> None:
         """clip: that encodes the captions; some see the control pictures. identity:
         `identity.latents_identity`; "" is like no other encoder's."""
@@ -37,7 +43,7 @@ class HostLatentEncoder:
         self.vae = vae
         self.model = patcher.model
         check_vae(vae, patcher)
-        self._controls = ControlEncoder(patcher, vae, clip)
+        self._controls = ControlEncoder(patcher, vae, clip, choices)
         self.takes_controls = self._controls.takes_pictures
         self.control_kind = self._controls.kind
         self.takes_masks = self._controls.way.masks

@@ -37,7 +37,7 @@ from .encode import pixel_step
 from .kept_samples import limit
 from .model import model_family
 from .progress import check_interrupt
-from .references import ControlEncoder, HostControls, to_sample
+from .references import UNCHOSEN, Choices, ControlEncoder, HostControls, to_sample
 from .sample import empty_latent
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def plan_run(
     lend: Callable[[MemoryConfig], AbstractContextManager[Loan]],
     emit: Emit,
     *,
+    choices: Choices = UNCHOSEN,
     start: StartingLora | None = None,
     folder: RunFolder | None = None,
 ) -> tuple[Plan | None, MemoryConfig]:
@@ -75,7 +76,7 @@ def plan_run(
     memory = config.memory
     manual = memory.fit == "manual"
     largest, batch = _largest(dataset, config, pixel_step(vae, model))
-    controls = ControlEncoder(model, vae, clip)(_largest_controls(dataset, largest))
+    controls = ControlEncoder(model, vae, clip, choices)(_largest_controls(dataset, largest))
     empty = empty_latent(model, vae, *largest.size, largest.frames)[0]
     samples, cached = _samples(encode, dataset, config, empty, batch, controls)
     key = _key(config, prints, samples)

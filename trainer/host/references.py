@@ -1,7 +1,8 @@
 """Control pictures as ComfyUI's own nodes give them to a network.
 
-Which nodes that are is read from the network (`ways.WAYS`) and from the text encoder's tokenizer (`SEEN_BY`). The
-nodes themselves are run, so a condition in training is the one that a graph of stock nodes builds.
+Which nodes that are is read from the network (`ways.WAYS`) and from the text encoder's tokenizer
+(`SEEN_BY`). The nodes themselves are run, so a condition in training is the one that a graph of stock nodes
+builds.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from comfy.clip_vision import Output
 from PIL import Image
 from torch import Tensor
 
@@ -24,11 +26,24 @@ from ..events import Emit, Notice
 from ..pictures.drawing import to_tensor
 from ..ports import ControlPictures
 from .conditioning import own
-from .ways import GIVEN, NO_WAY, Way, blank, node_class, other_shape, reference_latents, way_of
+from .ways import (
+    GIVEN,
+    NO_WAY,
+    Way,
+    blank,
+    named_node,
+    node_class,
+    other_shape,
+    reference_latents,
+    source,
+    way_of,
+)
 
 if TYPE_CHECKING:
+    from comfy.clip_vision import ClipVisionModel
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP, VAE
+
 
 @dataclass(frozen=True, kw_only=True)
 class SeenBy:
@@ -90,14 +105,37 @@ SEEN_BY = (
 )
 
 
-def seen_by(clip: CLIP | None) -> SeenBy | None:
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What the user says of how pictures are shown, where the models do not tell."""
+
+    edit_node: str = "auto"
+    """Class name of a node of `SEEN_BY`; "auto" is that of the text encoder's row."""
+    vision: ClipVisionModel | None = field(default=None, repr=False)
+    """For networks that take what it sees in a start picture."""
+    vision_identity: str = ""
+
+
+UNCHOSEN = Choices()
+
+
+def seen_by(clip: CLIP | None, choices: Choices = UNCHOSEN) -> SeenBy | None:
     """The row for the text encoder, if it takes pictures."""
     tokenizer = getattr(clip, "tokenizer", None)
     tokenize = getattr(tokenizer, "tokenize_with_weights", None)
     if tokenize is None or "images" not in inspect.signature(tokenize).parameters:
         return None
     names = {c.__name__ for c in type(tokenizer).__mro__}
+    if choices.edit_node != "auto":
+        return next(row for row in SEEN_BY if row.node.endswith(f":{choices.edit_node}"))
     return next(row for row in SEEN_BY if row.tokenizer in names or not row.tokenizer)
+
+
+CLIP_VISION = "clip_vision_output"
+"""Among the values: what a CLIP vision model sees in the start picture, tensors by name."""
+
+_INTERLEAVE = 2
+"""The default of TextEncodeHunyuanVideo_ImageToVideo: how much the text counts beside the picture."""
 
 
 class _NoText:
@@ -115,7 +153,10 @@ class HostControls:
     """The engine's `Controls`."""
 
     values: Mapping[str, Any]
-    """For the model's `extra_conds`: reference_latents, concat_latent_image, concat_mask; and `ways.GIVEN`."""
+    """For the model's `extra_conds`: reference_latents, concat_latent_image, concat_mask; and `ways.GIVEN`,
+    `CLIP_VISION`."""
+    text_node: str = ""
+    """`Way.text_node`, where the text encoder takes what `CLIP_VISION` is among the values."""
     seen: SeenBy | None = None
     pictures: ControlPictures | None = field(default=None, repr=False)
 
@@ -124,11 +165,34 @@ class HostControls:
         """What sampling starts from, {"samples", "noise_mask"}, where a part of it is given and not drawn."""
         return self.values.get(GIVEN)
 
+    @property
+    def written(self) -> dict[str, Any]:
+        """What the stock nodes write into a conditioning."""
+        values = {name: value for name, value in self.values.items() if name not in (GIVEN, CLIP_VISION)}
+        if CLIP_VISION in self.values and not self.text_node:
+            values[CLIP_VISION] = self._vision
+        return values
+
+    @property
+    def _vision(self) -> Output:
+        output = Output()
+        for name, tensor in self.values[CLIP_VISION].items():
+            output[name] = tensor
+        return output
+
+    @property
+    def in_text(self) -> bool:
+        """Whether the text encoder is shown the pictures, so that no other sample has the encoded text."""
+        return self.seen is not None or bool(self.text_node)
+
     def encode_text(self, clip: Any, text: str, *, negative: bool = False) -> list[Any]:
         """As the stock node does for this text and what its encoder sees.
 
         clip: has `tokenize` and `encode_from_tokens_scheduled`. negative: the text says what is not wanted.
         """
+        if self.text_node:
+            node = named_node(self.text_node)
+            return node.execute(clip, self._vision, text, _INTERLEAVE)[0]
         if self.seen is None or self.pictures is None:
             return clip.encode_from_tokens_scheduled(clip.tokenize(text))
         return _run(self.seen, clip, text, None, self.pictures, negative)
@@ -149,9 +213,12 @@ def _run(
 class ControlEncoder:
     """Makes `HostControls` for one model, by the VAE of the graph."""
 
-    def __init__(self, model: ModelPatcher, vae: VAE, clip: CLIP | None = None) -> None:
-        self.vae, self.way = vae, way_of(model)
-        self.seen = seen_by(clip) if self.way.values is reference_latents else None
+    def __init__(
+        self, model: ModelPatcher, vae: VAE, clip: CLIP | None = None, choices: Choices = UNCHOSEN
+    ) -> None:
+        self.vae, self.way, self.choices = vae, way_of(model), choices
+        self.vision = choices.vision if self.way.features(model.model) else None
+        self.seen = seen_by(clip, choices) if self.way.values is reference_latents else None
 
     @property
     def draws_with_pictures(self) -> bool:
@@ -160,7 +227,8 @@ class ControlEncoder:
 
     @property
     def kind(self) -> str:
-        return f"{self.way.name} {self.seen.node if self.seen else ''}"
+        told = f" {self.choices.vision_identity}" if self.vision else ""
+        return f"{self.way.name} {self.seen.node if self.seen else ''}{told}"
 
     @property
     def takes_pictures(self) -> bool:
@@ -174,6 +242,8 @@ class ControlEncoder:
             return None
         if self.seen is None:
             values = self.way.values(self.vae, pictures)
+            if self.vision is not None:
+                values |= {CLIP_VISION: _seen_in(self.vision, source(pictures))}
         else:
             values = _run(self.seen, _NoText(), "", self.vae, pictures, False)[0][1]
         return self.with_values(own(values), pictures)
@@ -181,9 +251,16 @@ class ControlEncoder:
     def with_values(self, values: Mapping[str, Any], pictures: ControlPictures) -> HostControls:
         """As encoded before."""
         if self.seen is None:
-            return HostControls(values=values)
+            text_node = self.way.text_node if CLIP_VISION in values else ""
+            return HostControls(values=values, text_node=text_node)
         lean = replace(pictures, target=torch.empty(0), mask=None)  # many are kept at once
         return HostControls(values=values, seen=self.seen, pictures=lean)
+
+
+def _seen_in(vision: ClipVisionModel, image: Tensor) -> dict[str, Tensor]:
+    """What CLIPVisionEncode gives of a picture, whole: scaled to a square, with no crop."""
+    (output,) = node_class("nodes", "CLIPVisionEncode")().encode(vision, image, "none")
+    return {name: value for name, value in vars(output).items() if isinstance(value, Tensor)}
 
 
 def to_sample(
@@ -205,12 +282,14 @@ def to_sample(
 # --- the dataset -----------------------------------------------------------------------------------------
 
 
-def suited(dataset: Dataset, model: ModelPatcher, clip: CLIP | None, emit: Emit) -> Dataset:
+def suited(
+    dataset: Dataset, model: ModelPatcher, clip: CLIP | None, emit: Emit, choices: Choices = UNCHOSEN
+) -> Dataset:
     """The pictures that this model can be trained on, with the control pictures that it takes.
 
     What is left out is said. Raises DatasetError when the model needs control pictures and there are none.
     """
-    way, seen = way_of(model), seen_by(clip)
+    way, seen = way_of(model), seen_by(clip, choices)
     name = type(model.model).__name__
     if way.start:
         dataset = _for_starts(dataset, way, name, emit)
@@ -241,6 +320,19 @@ def suited(dataset: Dataset, model: ModelPatcher, clip: CLIP | None, emit: Emit)
         message = f"{name} needs a control picture; left out, for they have none: {shortened(without)}"
         emit(Notice(message=message))
         records = [r for r in records if r.controls]
+    if choices.edit_node != "auto" and not (seen and way.values is reference_latents):
+        emit(
+            Notice(
+                message=f"edit_node {choices.edit_node} is not used: {name} is no edit model that it is for"
+            )
+        )
+    shown = any(r.first_frame or r.controls for r in records)
+    if way.start and shown and way.features(model.model) and choices.vision is None:
+        message = (
+            f"{name} is made to be told what a CLIP vision model sees in the start picture; it is trained"
+            " without, for clip_vision is not connected (Train LoRA)"
+        )
+        emit(Notice(message=message))
     return dataset.with_records(records)
 
 
@@ -255,7 +347,9 @@ def _moves(record: ImageRecord) -> bool:
 def _for_starts(dataset: Dataset, way: Way, name: str, emit: Emit) -> Dataset:
     """Of a model that is given start pictures: what can have one, or can do without."""
     records = list(dataset.records)
-    if way.needed and (refused := [r.name for r in records if r.clip and r.clip.options.start_picture == "none"]):
+    if way.needed and (
+        refused := [r.name for r in records if r.clip and r.clip.options.start_picture == "none"]
+    ):
         raise DatasetError(
             f"{name} draws from a start picture and start_picture is none (Video Clips) for"
             f" {shortened(refused)}; choose auto or first frame"

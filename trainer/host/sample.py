@@ -23,8 +23,7 @@ from ..data.records import Dataset, ImageRecord
 from ..errors import ModelError
 from ..pictures.drawing import to_pil
 from .encode import clip_step
-from .references import ControlEncoder, HostControls, to_sample
-from .ways import GIVEN
+from .references import UNCHOSEN, Choices, ControlEncoder, HostControls, to_sample
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -77,7 +76,7 @@ def encode_prompt(
         encoded = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     else:
         encoded = references.encode_text(clip, text, negative=negative)
-        values |= {name: value for name, value in references.values.items() if name != GIVEN}
+        values |= references.written
     return node_helpers.conditioning_set_values(encoded, values) if values else encoded
 
 
@@ -132,11 +131,18 @@ class PreviewSampler:
     """The engine's `Sampler`: draws as KSampler does, and leaves the model without the LoRA."""
 
     def __init__(
-        self, model: ModelPatcher, clip: CLIP, vae: VAE, config: PreviewConfig, dataset: Dataset
+        self,
+        model: ModelPatcher,
+        clip: CLIP,
+        vae: VAE,
+        config: PreviewConfig,
+        dataset: Dataset,
+        choices: Choices = UNCHOSEN,
     ) -> None:
         """dataset: gives the size where the config leaves it open, and the control pictures: each prompt has
         those of one picture, of a held-out one where there are any."""
         self.model, self.clip, self.vae, self.config = model, clip, vae, config
+        self._choices = choices
         size = dataset.resolution
         self.prompts: Sequence[str] = config.prompts
         self._settings = SampleSettings(
@@ -194,7 +200,7 @@ class PreviewSampler:
         """For each prompt."""
         if not self._shown:
             return [None] * len(self.prompts)
-        encoder = ControlEncoder(self.model, self.vae, self.clip)
+        encoder = ControlEncoder(self.model, self.vae, self.clip, self._choices)
         size = self._settings.width, self._settings.height
         if not encoder.draws_with_pictures:
             return [None] * len(self.prompts)

@@ -35,18 +35,26 @@ from .active import paused
 from .class_images import with_class_images
 from .conditioning import HostTextEncoder
 from .encode import HostLatentEncoder, clip_step, pixel_step
-from .identity import Identities, clip_fingerprint, identities, model_fingerprint, vae_fingerprint
+from .identity import (
+    Identities,
+    clip_fingerprint,
+    identities,
+    known,
+    model_fingerprint,
+    vae_fingerprint,
+)
 from .kept_samples import kept
 from .model import borrowed, model_family
 from .noise import noise_process
 from .planning import plan_run, wanted
 from .progress import check_interrupt
-from .references import suited
+from .references import Choices, suited
 from .sample import PreviewSampler
 from .text_model import borrowed_clip
 from .ways import check_given, way_of
 
 if TYPE_CHECKING:
+    from comfy.clip_vision import ClipVisionModel
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP, VAE
 
@@ -63,14 +71,17 @@ def train_on_loaded(
     *,
     new_run: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
+    clip_vision: ClipVisionModel | None = None,
 ) -> Result:
     """Check everything, encode the dataset, borrow the models, train, save.
+
+    clip_vision: for networks that take what it sees in a start picture.
 
     A run with the same settings, data and models that was finished is loaded, one that was stopped goes on;
     `new_run` starts again. All models come back unchanged, however it ends. ComfyUI's interrupt is raised as
     it is.
     """
-    job = _checked(model, clip, vae, dataset, config, emit)
+    job = _checked(model, clip, vae, dataset, config, emit, clip_vision)
     prints = job.prints
     dataset = with_class_images(job.dataset, config.prior, model, clip, vae, prints, emit)
     steps = job.steps
@@ -102,7 +113,7 @@ def train_on_loaded(
     )
     with torch.inference_mode(False), kept(emit) as store:
         cache = SampleCache(
-            latents=HostLatentEncoder(vae, model, clip, identity=job.identities.latents),
+            latents=HostLatentEncoder(vae, model, clip, job.choices, identity=job.identities.latents),
             texts=job.texts,
             step=pixel_step(vae, model),
             emit=emit,
@@ -119,6 +130,7 @@ def train_on_loaded(
             prints,
             job.lend,
             emit,
+            choices=job.choices,
             start=job.start,
             folder=folder,
         )
@@ -136,7 +148,7 @@ def train_on_loaded(
                 start=job.start,
                 stop_requested=stop_requested,
                 folder=folder,
-                sampler=PreviewSampler(model, clip, vae, config.preview, dataset),
+                sampler=PreviewSampler(model, clip, vae, config.preview, dataset, job.choices),
                 plan=plan,
             )
         finally:
@@ -144,14 +156,23 @@ def train_on_loaded(
 
 
 def plan_on_loaded(
-    model: ModelPatcher, clip: CLIP, vae: VAE, dataset: Dataset, config: TrainConfig, emit: Emit
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    dataset: Dataset,
+    config: TrainConfig,
+    emit: Emit,
+    *,
+    clip_vision: ClipVisionModel | None = None,
 ) -> Plan:
     """What `train_on_loaded` would do, without encoding, training or saving anything."""
-    job = _checked(model, clip, vae, dataset, config, emit)
+    job = _checked(model, clip, vae, dataset, config, emit, clip_vision)
     dataset, config = cut_to_fit(job.dataset, job.config, job.texts, emit)
     with torch.inference_mode(False):
         plan, _ = plan_run(
-            model, job.texts.encode, vae, clip, dataset, config, job.prints, job.lend, emit, start=job.start
+            *(model, job.texts.encode, vae, clip, dataset, config, job.prints, job.lend, emit),
+            choices=job.choices,
+            start=job.start,
         )
     if plan is None:
         raise TrainingError(
@@ -177,6 +198,7 @@ class _Job:
     """`_fingerprints`."""
     identities: Identities
     texts: HostTextEncoder
+    choices: Choices
     emit: Emit
     told: set[str] = field(default_factory=set)
     """Remarks on loans."""
@@ -197,7 +219,13 @@ class _Job:
 
 
 def _checked(
-    model: ModelPatcher, clip: CLIP, vae: VAE, dataset: Dataset, config: TrainConfig, emit: Emit
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    dataset: Dataset,
+    config: TrainConfig,
+    emit: Emit,
+    clip_vision: ClipVisionModel | None,
 ) -> _Job:
     """Raises what `preflight.check` does; says what the user must know of settings and model."""
     config = replace(config, memory=wanted(config.memory))
@@ -208,7 +236,8 @@ def _checked(
             f"{type(model.model).__name__} draws from a start picture, and class pictures have none; choose"
             " output_preservation (Prior Preservation)"
         )
-    dataset = suited(dataset, model, clip, emit).hold_out(config.validation.held_out)
+    choices = _choices(model, config, clip_vision, emit)
+    dataset = suited(dataset, model, clip, emit, choices).hold_out(config.validation.held_out)
     if way_of(model).masks:
         dataset = with_drawn_masks(dataset)
     start = _starting_lora(model, config, emit)
@@ -225,6 +254,8 @@ def _checked(
             )
         )
     prints, own = _fingerprints(model, clip, vae, config, frame_rate(dataset), emit)
+    if choices.vision_identity and any(r.first_frame or r.controls for r in dataset.records):
+        prints = (*prints, choices.vision_identity)
     return _Job(
         model=_computing_in(model, config.memory.precision),
         clip=clip,
@@ -243,8 +274,23 @@ def _checked(
             identity=own.conditions,
             network_identity=own.network,
         ),
+        choices=choices,
         emit=emit,
     )
+
+
+def _choices(
+    model: ModelPatcher, config: TrainConfig, clip_vision: ClipVisionModel | None, emit: Emit
+) -> Choices:
+    """What is connected and would not be used is said."""
+    node = config.data.edit_node
+    if clip_vision is None:
+        return Choices(edit_node=node)
+    if not way_of(model).features(model.model):
+        emit(Notice(message=f"{type(model.model).__name__} takes no CLIP vision; clip_vision is not used"))
+        return Choices(edit_node=node)
+    identity = known(model_fingerprint(clip_vision.patcher))
+    return Choices(edit_node=node, vision=clip_vision, vision_identity=identity)
 
 
 def _with_clips(dataset: Dataset, model: ModelPatcher, vae: VAE) -> tuple[Dataset, list[str]]:

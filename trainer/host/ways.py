@@ -52,6 +52,8 @@ class Way:
     """Whether the picture is the first frame of what is drawn; it is given of clips only."""
     features: Callable[[BaseModel], bool] = lambda model: False
     """Whether the network takes what a CLIP vision model sees in the picture, too."""
+    text_node: str = ""
+    """`module:Class` of the node by which the text encoder takes that; "" is CLIPTextEncode, without it."""
 
 
 def node_class(module: str, name: str) -> Any:
@@ -73,7 +75,7 @@ def blank() -> list[Any]:
     return [[None, {}]]
 
 
-def _source(pictures: ControlPictures) -> Tensor:
+def source(pictures: ControlPictures) -> Tensor:
     """[1, H, W, 3]: the first control picture as the target was cut; without one, the target."""
     if not pictures.images:
         return pictures.target[None]
@@ -86,15 +88,15 @@ def _source(pictures: ControlPictures) -> Tensor:
 
 
 def _inpainted(vae: VAE, pictures: ControlPictures) -> dict[str, Any]:
-    source = _source(pictures)
-    mask = torch.ones(source.shape[:3]) if pictures.mask is None else pictures.mask[None]
+    shown = source(pictures)
+    mask = torch.ones(shown.shape[:3]) if pictures.mask is None else pictures.mask[None]
     node = node_class("nodes", "InpaintModelConditioning")()
-    return node.encode(blank(), blank(), source, vae, mask)[0][0][1]
+    return node.encode(blank(), blank(), shown, vae, mask)[0][0][1]
 
 
 def _beside_the_noise(vae: VAE, pictures: ControlPictures) -> dict[str, Any]:
     node = node_class("comfy_extras.nodes_ip2p", "InstructPixToPixConditioning")
-    return node.execute(blank(), blank(), _source(pictures), vae)[0][0][1]
+    return node.execute(blank(), blank(), source(pictures), vae)[0][0][1]
 
 
 def reference_latents(vae: VAE, pictures: ControlPictures) -> dict[str, Any]:
@@ -113,9 +115,9 @@ def _start_picture(node: str, **settings: Any) -> Callable[[VAE, ControlPictures
     it is given."""
 
     def values(vae: VAE, pictures: ControlPictures) -> dict[str, Any]:
-        source = _source(pictures)
+        shown = source(pictures)
         given = {
-            "positive": blank(), "negative": blank(), "vae": vae, "start_image": source, "image": source,
+            "positive": blank(), "negative": blank(), "vae": vae, "start_image": shown, "image": shown,
             "width": pictures.target_size[0], "height": pictures.target_size[1], "length": pictures.frames,
             "batch_size": 1, "strength": 1.0, **settings,
         }  # fmt: skip
@@ -210,12 +212,12 @@ WAYS = (
     Way(
         name="a start picture beside the noise",
         fits=_is("HunyuanVideoI2V", "HunyuanVideoSkyreelsI2V"),
-        values=_start_picture(
-            "comfy_extras.nodes_hunyuan:HunyuanImageToVideo", guidance_type="v1 (concat)"
-        ),
+        values=_start_picture("comfy_extras.nodes_hunyuan:HunyuanImageToVideo", guidance_type="v1 (concat)"),
         needed=True,
         aligned=True,
         start=True,
+        features=_is("HunyuanVideoI2V"),
+        text_node="comfy_extras.nodes_hunyuan:TextEncodeHunyuanVideo_ImageToVideo",
     ),
     Way(
         name="a start picture beside the noise, or none",
@@ -228,9 +230,7 @@ WAYS = (
     Way(
         name="a start picture as the first frame, or none",
         fits=_is("HunyuanVideo"),
-        values=_start_picture(
-            "comfy_extras.nodes_hunyuan:HunyuanImageToVideo", guidance_type="v2 (replace)"
-        ),
+        values=_start_picture("comfy_extras.nodes_hunyuan:HunyuanImageToVideo", guidance_type="v2 (replace)"),
         aligned=True,
         start=True,
     ),
