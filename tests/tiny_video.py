@@ -65,7 +65,7 @@ STARTS = {
     ),
     "hunyuan 1.5": Video(
         replace(
-            _HUNYUAN, config="HunyuanVideo15", latent=(32, 2, 4, 4), text={"cross_attn": (7, 24)},
+            _HUNYUAN, config="HunyuanVideo15", latent=(32, 2, 4, 4),
             unet={
                 **_HUNYUAN.unet, "in_channels": 65, "out_channels": 32, "patch_size": [1, 1, 1],
                 "vec_in_dim": None, "vision_in_dim": 1152, "meanflow_sum": True,

@@ -49,7 +49,7 @@ from in_graph_lora.trainer.host.encode import HostLatentEncoder, pixel_step
 from in_graph_lora.trainer.host.model import START, borrowed
 from in_graph_lora.trainer.host.references import UNCHOSEN, Choices, suited
 from in_graph_lora.trainer.host.training import train_on_loaded
-from in_graph_lora.trainer.host.ways import check_given, way_of
+from in_graph_lora.trainer.host.ways import check_draws_alone, check_given, way_of
 
 from .. import tiny_video
 from ..clips import write_clip
@@ -79,7 +79,7 @@ def loaded() -> Iterator[Load]:
 def folder(tmp_path: Path) -> Path:
     """A clip that gives its own first frame, and one with a control picture."""
     for name in "ab":
-        write_clip(tmp_path / "in" / f"{name}.mkv", 12, 24, size=(64, 64))
+        write_clip(tmp_path / "in" / f"{name}.mkv", 12, 25, size=(64, 64))
         (tmp_path / "in" / f"{name}.txt").write_text(f"caption {name}")
     picture(tmp_path / "in" / "b-control.png", (64, 64), 3)
     return tmp_path / "in"
@@ -163,7 +163,7 @@ def test_the_condition_of_a_clip_is_that_of_the_stock_nodes(loaded: Load, name: 
 
 def as_frames(path: Path) -> Tensor:
     """[1, H, W, 3]: the first frame as it is decoded."""
-    return to_pixels(next(frames_at(path, [0.0], 24)))[None]
+    return to_pixels(next(frames_at(path, [0.0], 25)))[None]
 
 
 @pytest.mark.parametrize("name", sorted(CHOICES))
@@ -417,3 +417,9 @@ def test_a_clip_vision_model_that_is_not_needed_is_not_used_which_is_said(
 ) -> None:
     _, events = run(loaded("ltx"), scanned(folder), tmp_path / "out", steps=1, clip_vision=Vision(8, "x"))
     assert "LTXV takes no CLIP vision; clip_vision is not used" in notices(events)
+
+
+def test_evaluate_lora_says_that_it_has_no_start_picture(loaded: Load) -> None:
+    check_draws_alone(loaded("ltx").model)
+    with pytest.raises(ModelError, match="WAN21 draws from a start picture, which Evaluate LoRA has none of"):
+        check_draws_alone(loaded("wan 2.2 i2v").model)

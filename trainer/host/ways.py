@@ -287,6 +287,16 @@ def check_given(model: ModelPatcher) -> None:
         )
 
 
+def check_draws_alone(model: ModelPatcher) -> None:
+    """Raises ModelError for a network that draws clips from a start picture only."""
+    way = way_of(model)
+    if way.start and way.needed:
+        raise ModelError(
+            f"{type(model.model).__name__} draws from a start picture, which Evaluate LoRA has none of; use"
+            " Compare Baseline with a control picture"
+        )
+
+
 def other_shape(size: tuple[int, int], of: tuple[int, int]) -> bool:
     """By more than a pixel."""
     (w, h), (tw, th) = size, of
