@@ -29,6 +29,7 @@ from in_graph_lora.nodes.compare_baseline import CompareBaseline
 from in_graph_lora.trainer.config import (
     DataConfig,
     MemoryConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     PreviewConfig,
     PriorConfig,
@@ -46,10 +47,14 @@ from in_graph_lora.trainer.errors import ConfigError, DatasetError, ModelError
 from in_graph_lora.trainer.events import Notice, PreviewSaved
 from in_graph_lora.trainer.host.conditioning import HostTextEncoder
 from in_graph_lora.trainer.host.encode import HostLatentEncoder, pixel_step
-from in_graph_lora.trainer.host.model import START, borrowed
+from in_graph_lora.trainer.host.model import START, HostDenoiser, borrowed
 from in_graph_lora.trainer.host.references import UNCHOSEN, Choices, suited
 from in_graph_lora.trainer.host.training import train_on_loaded
 from in_graph_lora.trainer.host.ways import check_draws_alone, check_given, way_of
+from in_graph_lora.trainer.memory.checkpointing import checkpointed
+from in_graph_lora.trainer.objective import Objective
+from in_graph_lora.trainer.rng import stream
+from in_graph_lora.trainer.runs.validation import level_losses
 
 from .. import tiny_video
 from ..clips import write_clip
@@ -57,6 +62,7 @@ from ..tiny_models import CPU, TINY, build
 from ..tiny_video import STARTS, VideoClip
 from .edit_case import loaded as as_image
 from .edit_case import picture, same
+from .family_case import Case, adapted, relative
 from .loaded import Loaded, output_folder, weight_hash
 
 Load = Callable[[str], Loaded]
@@ -423,3 +429,56 @@ def test_evaluate_lora_says_that_it_has_no_start_picture(loaded: Load) -> None:
     check_draws_alone(loaded("ltx").model)
     with pytest.raises(ModelError, match="WAN21 draws from a start picture, which Evaluate LoRA has none of"):
         check_draws_alone(loaded("wan 2.2 i2v").model)
+
+
+class StartCase(Case):
+    """Two clips with start pictures."""
+
+    def __init__(self, models: Loaded, drawn: list[CachedSample]) -> None:
+        self.patcher, self.sampling = models.model, models.model.model.model_sampling
+        self.x_0 = torch.stack([sample.latent for sample in drawn])
+        self.conditioning = [sample.conditioning for sample in drawn]
+
+
+@pytest.mark.parametrize("name", ["wan 2.1 i2v", "wan 2.2 5b", "hunyuan", "hunyuan 1.5", "ltx"])
+def test_gradients_with_start_pictures_equal_the_oracles(loaded: Load, name: str, folder: Path) -> None:
+    models = loaded(name)
+    seeing = Choices(vision=Vision(*SEEING[name])) if name in SEEING else UNCHOSEN  # type: ignore[arg-type]
+    c = StartCase(models, samples(models, scanned(folder, start_picture="first frame"), seeing))
+    with adapted(c) as (denoiser, adapter):
+        right = c.gradients(denoiser, adapter, torch.autograd.graph.allow_mutation_on_saved_tensors())
+        assert right.isfinite().all()
+        assert (right != 0).float().mean() > 0.8
+        assert relative(c.gradients(denoiser, adapter), right) < 1e-5
+        with checkpointed(denoiser.blocks, 1):
+            assert relative(c.gradients(denoiser, adapter), right) < 1e-5
+
+
+def test_what_the_network_makes_of_a_given_frame_counts_in_no_loss(
+    loaded: Load, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the training, of output preservation and of held-out clips; and the rest counts as a mean."""
+    models = loaded("ltx")
+    drawn_with = samples(models, scanned(folder, start_picture="first frame"))
+    with_class = [replace(s, class_conditioning=s.conditioning) for s in drawn_with]
+    predict, spoiled = HostDenoiser.predict, [0.0]
+
+    def spoil(self: HostDenoiser, x_t: Tensor, *rest: Any) -> Tensor:
+        out = torch.zeros_like(predict(self, x_t, *rest))
+        out[:, :, 0] += spoiled[0] * torch.randn(())
+        return out
+
+    monkeypatch.setattr(HostDenoiser, "predict", spoil)
+    found = []
+    for amount in (0.0, 100.0):
+        spoiled[0] = amount
+        with adapted(StartCase(models, drawn_with)) as (denoiser, adapter), torch.no_grad():
+            prior = PriorConfig(method="output_preservation", class_prompt="a clip")
+            objective = Objective(config=ObjectiveConfig(), prior=prior, denoiser=denoiser, adapter=adapter)
+            batch = objective.draw(with_class, stream(0, "test"))
+            losses = objective.loss(batch), objective.preservation_loss(batch, with_class)
+            levels = level_losses(denoiser, drawn_with, seed=0, batch_size=2)
+        found.append(torch.cat([*losses, levels.flatten()]))
+        rest = batch.noised.target[:, :, 1:].square().flatten(1).mean(1)
+        assert torch.allclose(losses[0], rest, rtol=1e-5)
+    assert torch.equal(*found)
