@@ -418,6 +418,16 @@ def test_a_clip_vision_model_is_shown_the_start_picture_as_in_a_graph(
         assert any("clip_vision is not connected (Train LoRA)" in m for m in notices(events))
 
 
+def test_previews_of_one_frame_are_told_to_be_without_a_start_picture(
+    loaded: Load, folder: Path, tmp_path: Path
+) -> None:
+    preview = PreviewConfig(prompts=("a clip",), every=1, steps=1, cfg=1.0)
+    _, events = run(loaded("wan 2.2 i2v"), scanned(folder), tmp_path / "out", steps=1, preview=preview)
+    assert any(
+        "previews are still pictures without; raise frames (Train Preview)" in m for m in notices(events)
+    )
+
+
 def test_a_clip_vision_model_that_is_not_needed_is_not_used_which_is_said(
     loaded: Load, folder: Path, tmp_path: Path
 ) -> None:

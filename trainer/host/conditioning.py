@@ -184,9 +184,8 @@ class HostTextEncoder:
         """`text`: cross_attn, pooled_output and what else the text encoder gives."""
         noise = latent.unsqueeze(0)
         latent_image, mask, start = noise, None, None
-        if (
-            given := references.given if references else None
-        ):  # as comfy.samplers takes a latent with a noise_mask
+        given = references.given if references else None
+        if given is not None:  # as comfy.samplers takes a latent with a noise_mask
             latent_image = self.patcher.model.process_latent_in(given["samples"])
             mask = prepare_mask(given["noise_mask"], noise.shape, noise.device)
             start = latent_image[:, :, mask.amax(dim=(0, 1, 3, 4)) == 0]

@@ -53,8 +53,9 @@ def model_family(patcher: ModelPatcher) -> Family:
 def patch_side(patcher: ModelPatcher) -> int | None:
     """Latent pixels of a side of one token; None for a UNet, which has none."""
     net = patcher.model.diffusion_model
-    places = patcher.model.model_config.unet_config, vars(net), vars(getattr(net, "patchifier", net))
-    found = next((p for place in places for n in ("patch_size", "_patch_size") if (p := place.get(n))), None)
+    found = patcher.model.model_config.unet_config.get("patch_size")
+    for place in (net, getattr(net, "patchifier", None)):  # LTX-Video's has it
+        found = found or getattr(place, "patch_size", None)
     side = found[-1] if isinstance(found, (list, tuple)) else found
     return int(side) if side else None
 

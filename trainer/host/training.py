@@ -240,6 +240,15 @@ def _checked(
     dataset = suited(dataset, model, clip, emit, choices).hold_out(config.validation.held_out)
     if way_of(model).masks:
         dataset = with_drawn_masks(dataset)
+    drawn_alone = way_of(model).start and way_of(model).needed and config.preview.frames == 1
+    if drawn_alone and config.preview.prompts and config.preview.every:
+        name = type(model.model).__name__
+        emit(
+            Notice(
+                message=f"{name} draws clips from a start picture, and previews are still pictures without;"
+                " raise frames (Train Preview)"
+            )
+        )
     start = _starting_lora(model, config, emit)
     process = noise_process(model.get_model_object("model_sampling"))
     check(config, dataset, model.model.diffusion_model, process, start)
