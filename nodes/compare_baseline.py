@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
+from ..trainer.config import EDIT_NODES
 from ..trainer.errors import ConfigError
 from ..trainer.host.progress import NodeProgress
 from ..trainer.host.sample import SampleSettings
@@ -15,6 +16,7 @@ from ..trainer.pictures.comparison import Row, comparison_grid, parse_strengths,
 from ..trainer.text import garbled, lines, readable
 from .sampler_inputs import sampler_inputs
 from .sockets import CATEGORY, LoraModel
+from .training_inputs import clip_vision_input, edit_node_input
 
 
 class CompareBaseline(io.ComfyNode):
@@ -60,8 +62,8 @@ class CompareBaseline(io.ComfyNode):
                 io.Image.Input(
                     "control",
                     optional=True,
-                    tooltip="Control pictures for an edit model: one for all prompts, or a batch with one for"
-                    " each.",
+                    tooltip="Control pictures for an edit model, or start pictures for a video model: one for"
+                    " all prompts, or a batch with one for each.",
                 ),
                 io.Int.Input(
                     "frames",
@@ -73,6 +75,8 @@ class CompareBaseline(io.ComfyNode):
                     tooltip="Of a video model: the first, the middle and the last frame are shown side by"
                     " side. 1: a still picture.",
                 ),
+                clip_vision_input(),
+                edit_node_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="grid", tooltip="All pictures, labelled."),
@@ -105,8 +109,11 @@ class CompareBaseline(io.ComfyNode):
         strengths: str,
         control: Any = None,
         frames: int = 1,
+        clip_vision: Any = None,
+        edit_node: str = EDIT_NODES[0],
     ) -> io.NodeOutput:
         from ..trainer.host.compare import prompt_controls, sample_rows
+        from ..trainer.host.references import Choices
 
         columns = parse_strengths(strengths)
         prompts, negative = readable(prompts), readable(negative)
@@ -124,10 +131,9 @@ class CompareBaseline(io.ComfyNode):
             frames=frames,
         )
         shots = [(line, (seed + i) % 2**64) for line in asked for i in range(images_per_prompt)]
-        controls = []
-        if control is not None:
-            shown = prompt_controls(model, clip, vae, asked, control, (width, height))
-            controls = [c for c in shown for _ in range(images_per_prompt)]
+        choices = Choices(edit_node=edit_node, vision=clip_vision)
+        shown = prompt_controls(model, clip, vae, asked, control, settings, choices)
+        controls = [c for c in shown for _ in range(images_per_prompt)]
         rows = sample_rows(
             *(model, clip, vae, lora, negative, shots, columns, settings),
             on_step=NodeProgress(cls.hidden.unique_id).update,

@@ -47,12 +47,14 @@ class PlanTraining(io.ComfyNode):
         dataset: Dataset,
         existing_run: str = "",
         where: str = "",
+        clip_vision: Any = None,
         **settings: Any,
     ) -> io.NodeOutput:
         from ..trainer.host.training import plan_on_loaded
 
         emit = Reporter(cls.hidden.unique_id)
         tell_of_recipe(model, settings.get("optimizer"), emit)
-        plan = plan_on_loaded(model, clip, vae, dataset, train_config(dataset, **settings), emit)
+        config = train_config(dataset, **settings)
+        plan = plan_on_loaded(model, clip, vae, dataset, config, emit, clip_vision=clip_vision)
         text = "\n\n".join([plan.text, plan.table, *emit.notices])
         return io.NodeOutput(plan.text, plan.table, ui=ui.PreviewText(text))

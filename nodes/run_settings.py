@@ -44,6 +44,7 @@ def _train_lora(c: TrainConfig) -> Widgets:
         "train_seed": c.seed,
         "name": c.name,
         "caption_syntax": c.data.caption_syntax,
+        "edit_node": c.data.edit_node,
     }
 
 

@@ -67,6 +67,7 @@ class TrainLoRA(io.ComfyNode):
         dataset: Dataset,
         existing_run: str = CONTINUE,
         where: str = HERE,
+        clip_vision: Any = None,
         **settings: Any,
     ) -> io.NodeOutput:
         from ..trainer.host.jobs import Origin
@@ -81,7 +82,7 @@ class TrainLoRA(io.ComfyNode):
                     " here"
                 )
             emit = Reporter(cls.hidden.unique_id)
-            job = job_on_loaded(model, clip, vae, dataset, config, emit, origin)
+            job = job_on_loaded(model, clip, vae, dataset, config, emit, origin, clip_vision=clip_vision)
             told = f"{job} is written; train it by: python scripts/train.py {job.parent}"
             later = (nothing_yet(),) * 3
             return io.NodeOutput(*later, ui=ui.PreviewText("\n\n".join([told, *emit.notices])))
@@ -104,6 +105,7 @@ class TrainLoRA(io.ComfyNode):
                 stop_requested=training.stop_requested,
                 origin=origin,
                 judge=preview.judge if preview is not None else None,
+                clip_vision=clip_vision,
             )
             report.reached(result.run, len(result.losses))
             was_paused = paused(result.run) is not None

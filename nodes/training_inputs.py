@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..trainer.config import (
     CAPTION_SYNTAXES,
+    EDIT_NODES,
     AdapterConfig,
     DataConfig,
     EmbeddingConfig,
@@ -136,7 +137,29 @@ def training_inputs() -> list[io.Input]:
         Embedding.Input(
             "embedding", optional=True, tooltip="From Textual Inversion: vectors for a word, trained."
         ),
+        clip_vision_input(),
+        edit_node_input(),
     ]
+
+
+def clip_vision_input() -> io.Input:
+    return io.ClipVision.Input(
+        "clip_vision",
+        optional=True,
+        tooltip="For image-to-video models that take it, such as Wan 2.1: sees the start picture.",
+    )
+
+
+def edit_node_input() -> io.Input:
+    return io.Combo.Input(
+        "edit_node",
+        options=list(EDIT_NODES),
+        default=EDIT_NODES[0],
+        optional=True,
+        advanced=True,
+        tooltip="The node that you will prompt an edit model with. auto: that for its text encoder, for"
+        " Qwen-Image-Edit the Plus node; its first release has the other one.",
+    )
 
 
 def name_error(name: str | None) -> str | None:
@@ -166,6 +189,7 @@ def train_config(
     regularization: PriorConfig | None = None,
     caption_syntax: str = CAPTION_SYNTAXES[0],
     embedding: EmbeddingConfig | None = None,
+    edit_node: str = EDIT_NODES[0],
 ) -> TrainConfig:
     optimizer = optimizer or OptimizerOptions()
     preview = preview or PreviewOptions()
@@ -185,7 +209,12 @@ def train_config(
         preview=preview.preview,
         validation=preview.validation,
         save=preview.save,
-        data=DataConfig(batch_size=batch_size, resolution=dataset.resolution, caption_syntax=caption_syntax),
+        data=DataConfig(
+            batch_size=batch_size,
+            resolution=dataset.resolution,
+            caption_syntax=caption_syntax,
+            edit_node=edit_node,
+        ),
         embedding=embedding,
     )
 

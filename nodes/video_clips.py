@@ -13,6 +13,7 @@ from ..trainer.data.clip import (
     MAX_FPS,
     MAX_FRAMES,
     OWN_RATE,
+    START_PICTURES,
     ClipOptions,
 )
 from .sockets import CATEGORY, Clips
@@ -61,6 +62,16 @@ class VideoClips(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "gifs", default=CLIPS.gifs, advanced=True, tooltip="Train GIF animations as clips."
+                ),
+                io.Combo.Input(
+                    "start_picture",
+                    options=list(START_PICTURES),
+                    default=CLIPS.start_picture,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What is given as the first frame. auto: a control picture beside the clip, or"
+                    " the clip's own where the model needs one. first frame: always one, for image to video."
+                    " none: text to video.",
                 ),
             ],
             outputs=[Clips.Output(display_name="clips", tooltip="For Load Dataset.")],

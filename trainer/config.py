@@ -357,6 +357,9 @@ class EmbeddingConfig:
         )
 
 
+EDIT_NODES = ("auto", "TextEncodeQwenImageEdit")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
     batch_size: int = 1
@@ -365,8 +368,11 @@ class DataConfig:
     """Side of the square whose area a picture has at most; pixels."""
     caption_syntax: str = "text"
     """text: a caption means its letters; comfyui: `(word:1.3)` and `embedding:name` as in CLIPTextEncode."""
+    edit_node: str = "auto"
+    """The stock node whose conditions an edit model is trained with; "auto" is that for its text encoder."""
 
     def __post_init__(self) -> None:
+        _check_choice("edit_node", self.edit_node, EDIT_NODES)
         _check_choice("caption_syntax", self.caption_syntax, CAPTION_SYNTAXES)
         _check_range(self, 1, 1024, "batch_size")
         _check_range(self, 16, 8192, "resolution")

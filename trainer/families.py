@@ -24,6 +24,8 @@ class Family:
     """Frames a second of a video model, 0 if it has no rate of its own; None trains still pictures only."""
     in_place_calls: tuple[str, ...] | None = ()
     """Class names of the modules that write in place by calls (`x.add_(y)`); None: any block may."""
+    shift_line: tuple[float, float, float, float] | None = None
+    """(tokens, μ, tokens, μ) of flux_shift; None is Flux.1's line."""
     told_crops: bool = False
     """Whether the network is told each picture's size before scaling and where it was cropped."""
 
@@ -57,6 +59,7 @@ FAMILIES = (
         title="LTX-Video",
         config="LTXV",
         fps=25,
+        shift_line=(1024, 0.95, 4096, 2.05),  # LTXVScheduler, ModelSamplingLTXV
         in_place_calls=("BasicTransformerBlock", "BasicAVTransformerBlock"),
     ),
     Family(name="auraflow", title="AuraFlow", config="AuraFlow"),

@@ -20,6 +20,23 @@ from torch import Tensor
 Prediction = Literal["eps", "v", "flow", "affine"]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tokens:
+    """What the network counts as a token, for the shifts that depend on how many there are."""
+
+    patch: int = 2
+    """Latent pixels of a side of one."""
+    pixels: int = 16
+    """Pixels of a side of one."""
+    line: tuple[float, float, float, float] = (256, 0.5, 4096, 1.15)
+    """(tokens, μ, tokens, μ): two points of the model's line from tokens to μ. Flux.1's is that of Black
+    Forest Labs' sampling code."""
+
+    def mu(self, tokens: float) -> float:
+        low, at_low, high, at_high = self.line
+        return at_low + (tokens - low) * (at_high - at_low) / (high - low)
+
+
 @dataclass(frozen=True, kw_only=True)
 class NoiseProcess:
     """What the network predicts, and the noise levels it knows."""
@@ -31,6 +48,7 @@ class NoiseProcess:
     """The model's own time shift s: σ = s u / (1 + (s - 1) u) (flow models only)."""
     noise_scale: float = 1.0
     """Standard deviation of the noise at σ = 1 (flow models only)."""
+    tokens: Tokens = Tokens()
 
     def sigma(self, u: Tensor, shift: float | Tensor) -> Tensor:
         """Noise level of the time fraction u in [0, 1) after `shift`; eps and v read it from the table."""

@@ -63,7 +63,8 @@ class Objective:
         config, process = self.config, self.denoiser.process
         device = self.denoiser.device
         x_0 = torch.stack([s.latent for s in group])
-        sigma = draw_sigma(process, config, len(group), x_0[0, 0].numel() / 4, generator)
+        tokens = x_0[0, 0].numel() / process.tokens.patch**2
+        sigma = draw_sigma(process, config, len(group), tokens, generator)
         noise = torch.randn(x_0.shape, generator=generator)
         if config.noise_offset:
             shape = (*x_0.shape[:2], *[1] * (x_0.ndim - 2))
@@ -76,11 +77,17 @@ class Objective:
         if config.caption_dropout:
             dropped = (torch.rand(len(group), generator=generator) < config.caption_dropout).tolist()
         weight = loss_weight(config, process, sigma) * torch.tensor([s.weight for s in group])
+        noised = add_noise(process, x_0.to(device), noise.to(device), sigma.to(device), input_noise)
+        conditioning = [self.condition_of(s, d) for s, d in zip(group, dropped, strict=True)]
+        mask = self._mask(group, x_0, device)
+        counts = self.denoiser.drawn(noised.x_t, conditioning)
+        if counts is not None:
+            mask = counts if mask is None else mask * counts
         return Drawn(
-            noised=add_noise(process, x_0.to(device), noise.to(device), sigma.to(device), input_noise),
-            conditioning=[self.condition_of(s, d) for s, d in zip(group, dropped, strict=True)],
+            noised=noised,
+            conditioning=conditioning,
             weight=weight.to(device),
-            mask=self._mask(group, x_0, device),
+            mask=mask,
             threshold=huber_threshold(config, process, sigma).to(device),
         )
 
@@ -111,7 +118,7 @@ class Objective:
         conditioning = [s.class_conditioning for s in group]
         target = self.base_prediction(drawn.noised, conditioning)
         output = self.denoiser.predict(drawn.noised.x_t, drawn.noised.sigma, conditioning)
-        return (output - target).square().flatten(1).mean(1)
+        return sample_loss((output - target).square(), self.denoiser.drawn(drawn.noised.x_t, conditioning))
 
 
 def backward_batch(

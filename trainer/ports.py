@@ -34,7 +34,7 @@ class ControlPictures:
     images: Sequence[Callable[[], Image.Image]] = ()
     """Each reads one, upright and of any size; they are not kept."""
     target: Tensor
-    """[H, W, 3], 0..1: the picture that is trained on, as it was cut."""
+    """[H, W, 3], 0..1: the picture that is trained on, or the first frame of the clip, as it was cut."""
     target_size: tuple[int, int]
     """(width, height) in pixels, as it was cut."""
     size: tuple[int, int]
@@ -43,6 +43,10 @@ class ControlPictures:
     """Cuts another picture of `size` in the same way, [H, W, 3]."""
     mask: Tensor | None = None
     """[H, W], 0..1: what an inpaint model paints anew; None is everything."""
+    frames: int = 1
+    """Of what is trained or drawn."""
+    first_frame: bool = False
+    """Whether the target itself is shown, as a start picture, where there are no images."""
 
 
 class Denoiser(Protocol):
@@ -68,6 +72,11 @@ class Denoiser(Protocol):
 
         x_t: [B, C, ...] fp32; sigma: [B] fp32; conditioning: one for each of the B samples.
         """
+        ...
+
+    def drawn(self, x_t: Tensor, conditioning: Sequence[Conditioning]) -> Tensor | None:
+        """[B, 1, ...]: 0 where the network is given the picture itself (a start picture) and its output does
+        not count; elsewhere so much that the mean over all is that over the rest. None: all of it counts."""
         ...
 
 

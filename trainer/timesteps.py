@@ -11,22 +11,20 @@ import torch
 from torch import Tensor
 
 from .config import ObjectiveConfig
-from .noise import NoiseProcess, shift_time
+from .noise import NoiseProcess, Tokens, shift_time
 
-BASE_TOKENS, MAX_TOKENS = 256, 4096
-BASE_MU, MAX_MU = 0.5, 1.15
-"""Flux's line from the number of 16-pixel tokens to μ (Black Forest Labs' sampling code)."""
+FLUX = Tokens()
 
 
-def flux_shift(tokens: float) -> float:
-    """s = e^μ, μ linear in the number of tokens: 1.8776, 2.3319, 3.1582 at 512, 768 and 1024 pixels."""
-    mu = BASE_MU + (tokens - BASE_TOKENS) * (MAX_MU - BASE_MU) / (MAX_TOKENS - BASE_TOKENS)
-    return math.exp(mu)
+def flux_shift(tokens: float, of: Tokens = FLUX) -> float:
+    """s = e^μ, μ linear in the number of tokens: 1.8776, 2.3319, 3.1582 at 512, 768 and 1024 pixels of
+    Flux.1."""
+    return math.exp(of.mu(tokens))
 
 
-def resolution_shift(own_shift: float, tokens: float) -> float:
+def resolution_shift(own_shift: float, tokens: float, of: Tokens = FLUX) -> float:
     """√(m/n) times the model's own shift, which holds at 1024 pixels (Esser et al. 2024, eq. 23)."""
-    return own_shift * math.sqrt(tokens / MAX_TOKENS)
+    return own_shift * math.sqrt(tokens) * of.pixels / 1024
 
 
 def _mode(u: Tensor, scale: float) -> Tensor:
@@ -56,8 +54,8 @@ def sigma_from_uniform(u: Tensor, config: ObjectiveConfig, process: NoiseProcess
     shift: float = {
         "model_shift": process.shift,
         "shift": config.shift or process.shift,
-        "resolution_shift": resolution_shift(config.shift or process.shift, tokens),
-        "flux_shift": flux_shift(tokens),
+        "resolution_shift": resolution_shift(config.shift or process.shift, tokens, process.tokens),
+        "flux_shift": flux_shift(tokens, process.tokens),
     }.get(method, config.shift or 1.0)
     u = config.t_min + (config.t_max - config.t_min) * shift_time(u, shift)
     # σ = 0 has no target in eps models and no noise to learn from in flow models.
@@ -67,7 +65,7 @@ def sigma_from_uniform(u: Tensor, config: ObjectiveConfig, process: NoiseProcess
 def draw_sigma(
     process: NoiseProcess, config: ObjectiveConfig, n: int, tokens: float, generator: torch.Generator
 ) -> Tensor:
-    """[n] noise levels, fp32 on the CPU. `tokens`: latent pixels / 4, the picture's 16-pixel tokens."""
+    """[n] noise levels, fp32 on the CPU. `tokens`: of the network, in all frames."""
     method = sampling_method(config, process)
     if method in ("uniform", "model_shift"):
         u = torch.rand(n, generator=generator)

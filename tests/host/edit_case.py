@@ -25,6 +25,7 @@ from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.host.conditioning import HostTextEncoder
 from in_graph_lora.trainer.host.encode import HostLatentEncoder
 from in_graph_lora.trainer.host.model import Condition
+from in_graph_lora.trainer.host.references import UNCHOSEN, Choices
 
 from ..tiny_models import CPU, TINY, build
 from ..tiny_rows import Tiny
@@ -170,10 +171,12 @@ class Edit:
         self.clip: Any = TokenClip(self.tiny)
         self.texts = HostTextEncoder(self.clip, self.patcher)
 
-    def samples(self, dataset: Dataset, config: TrainConfig | None = None) -> list[CachedSample]:
+    def samples(
+        self, dataset: Dataset, config: TrainConfig | None = None, choices: Choices = UNCHOSEN
+    ) -> list[CachedSample]:
         """As a run encodes them."""
         cache = SampleCache(
-            latents=HostLatentEncoder(self.vae, self.patcher, self.clip),
+            latents=HostLatentEncoder(self.vae, self.patcher, self.clip, choices),
             texts=self.texts,
             step=64,
             emit=lambda event: None,

@@ -22,6 +22,7 @@ from in_graph_lora.trainer.config import (
     ValidationConfig,
 )
 from in_graph_lora.trainer.data.scan import scan_folder
+from in_graph_lora.trainer.data.views import views
 from in_graph_lora.trainer.errors import ConfigError, DatasetError
 from in_graph_lora.trainer.events import Notice, Planned, PreviewSaved, StepDone
 from in_graph_lora.trainer.host import planning
@@ -122,8 +123,9 @@ def test_the_plan_counts_the_tokens_of_control_pictures(
     picture(folder / "0-control-1.png", (64, 64), 20)
     more = scan_folder(folder, resolution=64)
     taken = []
+    view = views(pictures.records[0], resolution=64)[0]
     for dataset in (pictures.with_records(replace(r, controls=()) for r in pictures.records), pictures, more):
-        controls = planning.ControlEncoder(e.patcher, e.vae)(planning._largest_controls(dataset, (64, 64)))
+        controls = planning.ControlEncoder(e.patcher, e.vae)(planning._largest_controls(dataset, view))
         empty = torch.zeros(16, 8, 8)
         [sample], _ = planning._samples(e.texts.encode, dataset, TrainConfig(), empty, 1, controls)
         references = sample.conditioning.get("ref_latents")

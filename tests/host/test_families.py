@@ -18,17 +18,19 @@ import comfy.samplers
 import comfy_kitchen
 import pytest
 import torch
+from comfy_extras.nodes_lt import LTXVScheduler, ModelSamplingLTXV
 from torch import Tensor
 
 from in_graph_lora.trainer.adapters.inject import Adapter, injected
 from in_graph_lora.trainer.adapters.targets import target_layers
-from in_graph_lora.trainer.config import AdapterConfig
+from in_graph_lora.trainer.config import AdapterConfig, ObjectiveConfig
 from in_graph_lora.trainer.errors import ModelError
 from in_graph_lora.trainer.families import UNLISTED, family_of
-from in_graph_lora.trainer.host.model import HostDenoiser, borrowed, model_family
+from in_graph_lora.trainer.host.model import HostDenoiser, borrowed, model_family, tokens
 from in_graph_lora.trainer.host.noise import AffineProcess, noise_process, raw_output_sampling
 from in_graph_lora.trainer.memory.checkpointing import checkpointed
 from in_graph_lora.trainer.noise import Noised, add_noise
+from in_graph_lora.trainer.timesteps import flux_shift, resolution_shift, sigma_from_uniform
 
 from ..tiny_models import TINY
 from .family_case import Case, adapted, relative
@@ -316,3 +318,31 @@ def test_variants_of_a_family_have_its_row() -> None:
     }
     for config, family in variants.items():
         assert family_of(getattr(comfy.supported_models, config)).name == family
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (13, 16, 24)])
+def test_flux_shift_of_ltx_is_that_of_comfyuis_nodes(shape: tuple[int, int, int]) -> None:
+    """μ from the latent's own pixels, all frames counted, on LTX-Video's line."""
+    c = Case("ltxv")
+    latent = {"samples": torch.zeros(1, 128, *shape)}
+    (patched,) = ModelSamplingLTXV.execute(c.patcher, 2.05, 0.95, latent).args
+    own = noise_process(patched.get_model_object("model_sampling"))
+    config = ObjectiveConfig(timestep_sampling="flux_shift")
+    u = torch.tensor([0.2, 0.5, 0.9])
+    with torch.inference_mode(False), borrowed(c.patcher) as denoiser:
+        count = latent["samples"][0, 0].numel() / denoiser.process.tokens.patch**2
+        sigma = sigma_from_uniform(u, config, denoiser.process, count)
+    assert torch.allclose(sigma, own.sigma(u, own.shift), rtol=1e-5)
+    (steps,) = LTXVScheduler.execute(10, 2.05, 0.95, False, 0.1, latent).args
+    even = torch.linspace(1, 0, 11)[1:-1]
+    assert torch.allclose(own.sigma(even, flux_shift(count, denoiser.process.tokens)), steps[1:-1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "patch", "pixels"),
+    [("flux1", 2, 16), ("flux2", 1, 16), ("wan22_5b", 2, 32), ("ltxv", 1, 32), ("sd15", 2, 16)],
+)
+def test_a_token_is_what_the_network_makes_of_the_latent(name: str, patch: int, pixels: int) -> None:
+    found = tokens(Case(name).patcher)
+    assert (found.patch, found.pixels) == (patch, pixels)
+    assert resolution_shift(3, (1024 / pixels) ** 2, found) == pytest.approx(3)

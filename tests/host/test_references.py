@@ -10,16 +10,24 @@ import torch
 
 import nodes as comfy_nodes
 from in_graph_lora.trainer.adapters.lora_file import read_lora
-from in_graph_lora.trainer.config import MemoryConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from in_graph_lora.trainer.config import (
+    MemoryConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PriorConfig,
+    TrainConfig,
+)
 from in_graph_lora.trainer.data.cache import TrainingData
 from in_graph_lora.trainer.data.drawn_masks import MASKS, drawn_mask, with_drawn_masks
 from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.errors import DatasetError, ModelError
 from in_graph_lora.trainer.events import Event, Notice
-from in_graph_lora.trainer.host import references
 from in_graph_lora.trainer.host.model import borrowed
-from in_graph_lora.trainer.host.references import suited, way_of
+from in_graph_lora.trainer.host.references import Choices, suited
+from in_graph_lora.trainer.host.ways import node_class, way_of
 from in_graph_lora.trainer.memory.checkpointing import checkpointed
+from in_graph_lora.trainer.objective import Objective
+from in_graph_lora.trainer.rng import stream
 
 from .edit_case import EDITS, PROMPT, SIZE, Edit, EditCase, loaded, of_comfyui, pair, picture, same
 from .family_case import Case, adapted, relative
@@ -121,6 +129,41 @@ def test_three_pictures_are_numbered_for_qwen_image_edit_plus(folder: Path) -> N
     assert same(sample.conditioning, e.sampled(graph, sample.latent)) == []
 
 
+def test_the_first_qwen_image_edit_is_trained_with_its_own_node_by_choice(folder: Path) -> None:
+    e = Edit("qwen edit plus")
+    picture(folder / "a-control-1.png", (SIZE, SIZE), 7)
+    choices = Choices(edit_node="TextEncodeQwenImageEdit")
+    said: list[Event] = []
+    dataset = suited(scan_folder(folder, resolution=SIZE), e.patcher, e.clip, said.append, choices)
+    assert any("QwenImage takes 1 control pictures at most" in str(n) for n in said)
+    [sample] = e.samples(dataset, choices=choices)
+    control = loaded(folder / "a-control.png")
+    graph = execute("TextEncodeQwenImageEdit", e.clip, PROMPT, e.vae, control)[0]
+    assert same(sample.conditioning, e.sampled(graph, sample.latent)) == []
+    [plus] = e.samples(dataset)
+    assert same(sample.conditioning, plus.conditioning), "both nodes give the same"
+    said.clear()
+    suited(dataset, Edit("flux kontext").patcher, Edit("flux kontext").clip, said.append, choices)
+    assert any("edit_node TextEncodeQwenImageEdit is not used: Flux is no edit model" in str(n) for n in said)
+
+
+def test_the_area_to_paint_is_given_with_a_loss_that_is_whole(folder: Path) -> None:
+    """masked off: the mask says what the network paints, and no more which part of the loss counts."""
+    e = Edit("sd15 inpaint")
+    masks = {}
+    for masked in (True, False):
+        config = ObjectiveConfig(masked=masked)
+        [sample] = e.samples(scan_folder(folder, resolution=SIZE), TrainConfig(objective=config))
+        with torch.inference_mode(False), borrowed(e.patcher) as denoiser:
+            objective = Objective(config=config, prior=PriorConfig(), denoiser=denoiser, adapter=None)  # type: ignore[arg-type]
+            drawn = objective.draw([sample], stream(0, "test"))
+        masks[masked] = drawn.mask
+        painted = sample.conditioning["c_concat"].cond[:, :1]
+        assert 0 < painted.mean() < 1
+    assert masks[True] is not None
+    assert masks[False] is None
+
+
 def test_a_control_picture_of_another_shape_is_cut_evenly_where_it_lies_beside_the_noise(
     folder: Path,
 ) -> None:
@@ -190,7 +233,7 @@ def test_a_model_that_takes_no_control_pictures_says_so_and_trains_without(folde
     assert [r.controls for r in dataset.records] == [()]
 
 
-@pytest.mark.parametrize("name", ["chroma", "krea2", "z_image", "lumina2", "sd3", "wan21_image", "ltxv"])
+@pytest.mark.parametrize("name", ["chroma", "krea2", "z_image", "lumina2", "sd3", "wan21_image"])
 def test_a_network_that_would_leave_them_out_takes_none(name: str) -> None:
     assert way_of(Case(name).patcher).name == "none"
 
@@ -245,6 +288,6 @@ def test_a_run_on_control_pictures_goes_to_the_end(name: str, folder: Path, tmp_
 
 def test_a_node_that_this_comfyui_lacks_is_named() -> None:
     with pytest.raises(ModelError, match="this ComfyUI has no node TextEncodeNobody"):
-        references._node("comfy_extras.nodes_qwen", "TextEncodeNobody")
+        node_class("comfy_extras.nodes_qwen", "TextEncodeNobody")
     with pytest.raises(ModelError, match="update ComfyUI"):
-        references._node("comfy_extras.nodes_nobody", "TextEncodeNobody")
+        node_class("comfy_extras.nodes_nobody", "TextEncodeNobody")

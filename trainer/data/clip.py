@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import DatasetError
@@ -10,6 +10,8 @@ from ..errors import DatasetError
 ClipPart = Literal["start", "center", "chunks"]
 CLIP_PARTS: tuple[ClipPart, ...] = ("start", "center", "chunks")
 MAX_FRAMES, MAX_FPS, MAX_CHUNKS = 1025, 240, 64
+StartPicture = Literal["auto", "first frame", "none"]
+START_PICTURES: tuple[StartPicture, ...] = ("auto", "first frame", "none")
 OWN_RATE = -1
 """The frame rate that the model was trained on."""
 
@@ -28,6 +30,10 @@ class ClipOptions:
     """Parts of a long clip, each a sample of its own; no more than fit without overlap."""
     gifs: bool = False
     """GIF animations are clips."""
+    start_picture: StartPicture = field(default="auto", repr=False)
+    """What an image-to-video model is given as the first frame: a clip's control picture, or without one its
+    own first frame. auto: where the network needs one, or the clip has a control picture. Not shown, for the
+    records say what came of it (`Dataset.digest`)."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.frames <= MAX_FRAMES:
@@ -39,6 +45,9 @@ class ClipOptions:
             )
         if self.part not in CLIP_PARTS:
             raise DatasetError(f"part is {self.part!r}; choose one of {', '.join(CLIP_PARTS)}")
+        if self.start_picture not in START_PICTURES:
+            options = ", ".join(START_PICTURES)
+            raise DatasetError(f"start_picture is {self.start_picture!r}; choose one of {options}")
         if not 1 <= self.chunks <= MAX_CHUNKS:
             raise DatasetError(f"chunks is {self.chunks}; choose 1 to {MAX_CHUNKS}")
 

@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -64,7 +64,8 @@ class PictureCache:
 
     def picture(self, record: ImageRecord, view: View) -> Picture:
         key = key_of(FORMAT, self.latents.identity, record.digest, record.mask_digest, view)
-        if not self.latents.takes_masks and not (self.latents.takes_controls and record.controls):
+        controlled = record.controls or record.first_frame
+        if not self.latents.takes_masks and not (self.latents.takes_controls and controlled):
             return Picture(record, view, key, "")
         shown = [control.digest for control in record.controls], record.drawn_mask
         return Picture(record, view, key, key_of(FORMAT, self.latents.control_kind, key, *shown))
@@ -137,7 +138,8 @@ class PictureCache:
         ]
 
     def _encode_control(self, picture: Picture) -> Entry:
-        shown, mask = pixels(picture.record, picture.view)
+        shown, mask = pixels(picture.record, _first(picture.view))
+        shown = shown if shown.ndim == 3 else shown[0]
         controls = self.latents.controls(_control_pictures(picture.record, picture.view, shown, mask))
         entry = self.latents.pack_controls(controls)
         self.store.put(picture.controls, entry)
@@ -183,6 +185,11 @@ def _entry(record: ImageRecord, latent: Tensor, mask: Tensor | None) -> Entry:
     return Entry({"latent": latent, "mask": mask.reshape(1, *[1] * (latent.ndim - 3), *mask.shape[-2:])})
 
 
+def _first(view: View) -> View:
+    """Of a clip the first frame."""
+    return replace(view, span=replace(view.span, frames=1)) if view.span else view
+
+
 def _beside(path: Path, view: View) -> Image.Image:
     """A control picture, mirrored and coloured as the picture that is trained on: they are a pair."""
     return view.whole(open_image(path))
@@ -201,4 +208,6 @@ def _control_pictures(
         size=record.size,
         cut=view.of_whole.cut,
         mask=mask,
+        frames=view.frames,
+        first_frame=record.first_frame,
     )

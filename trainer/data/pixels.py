@@ -40,6 +40,15 @@ def opened(record: ImageRecord) -> tuple[Image.Image, Image.Image | None]:
     return image, image if image.mode == "RGBA" else Image.new("RGB", image.size, WHITE)
 
 
+def first_frame(record: ImageRecord) -> Image.Image:
+    """Of a clip, the first frame that is trained; the picture where it is none. Raises DatasetError."""
+    clip = record.clip
+    if clip is None or not clip.spans:
+        return opened(record)[0]
+    span = clip.spans[0]
+    return next(frames_at(record.path, [span.start], clip.fps or span.fps))
+
+
 def pixels(record: ImageRecord, view: View) -> tuple[Tensor, Tensor | None]:
     """What is trained of the record, [H, W, 3] of a picture and [T, H, W, 3] of a clip, and its mask [H, W];
     float32, 0 to 1.

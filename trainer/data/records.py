@@ -57,6 +57,8 @@ class ImageRecord:
     """Number of the mask that is drawn for an inpaint model; see `drawn_masks`."""
     clip: Clip | None = None
     """None for a picture."""
+    first_frame: bool = False
+    """Whether the network is given the clip's own first frame, for want of a control picture."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "caption", readable(self.caption))
@@ -82,6 +84,7 @@ class ImageRecord:
         if self.controls or self.drawn_mask is not None:
             parts += ([c.digest for c in self.controls], self.drawn_mask)
         parts += (self.clip,) if self.clip else ()
+        parts += ("first frame",) if self.first_frame else ()
         return "\0".join(map(str, parts))
 
     def with_caption(self, caption: str, *others: str) -> ImageRecord:

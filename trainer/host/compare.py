@@ -12,8 +12,9 @@ from ..errors import ConfigError
 from ..pictures.comparison import Row
 from ..pictures.drawing import to_pil
 from .lora import apply_lora
-from .references import ControlEncoder, HostControls, to_sample
+from .references import UNCHOSEN, Choices, ControlEncoder, HostControls, to_sample
 from .sample import SampleSettings, encode_prompt, sample_image
+from .ways import way_of
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -54,7 +55,7 @@ def sample_rows(
             wanted = encode_prompt(c, prompt, shown)
             if shown not in unwanted:
                 unwanted[shown] = encode_prompt(c, negative, shown, negative=True)
-            column.append(sample_image(m, vae, wanted, unwanted[shown], seed, settings, on_sampled))
+            column.append(sample_image(m, vae, wanted, unwanted[shown], seed, settings, on_sampled, shown))
             on_step(start + settings.steps, total)
         columns.append(column)
     return [
@@ -64,20 +65,39 @@ def sample_rows(
 
 
 def prompt_controls(
-    model: ModelPatcher, clip: CLIP, vae: VAE, prompts: Sequence[str], images: Tensor, size: tuple[int, int]
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    prompts: Sequence[str],
+    images: Tensor | None,
+    settings: SampleSettings,
+    choices: Choices = UNCHOSEN,
 ) -> list[HostControls | None]:
     """What each of the prompts is drawn with.
 
-    images: [1, H, W, C] for all prompts, or [N, H, W, C] for N of them. size: (width, height) that are drawn.
-    Raises ConfigError for another number, and for a model that takes no control picture.
+    images: [1, H, W, C] for all prompts, or [N, H, W, C] for N of them; None is none.
+    Raises ConfigError for another number, for a model that takes no control picture, and for one that cannot
+    draw without.
     """
+    name = type(model.model).__name__
+    way = way_of(model)
+    if way.start and way.needed and (images is None or settings.frames == 1):
+        raise ConfigError(
+            f"{name} draws clips from a start picture; connect one to control, and set frames to a clip's"
+        )
+    if images is None:
+        return [None] * len(prompts)
+    if way.start and settings.frames == 1:
+        raise ConfigError("frames is 1, and a start picture is the first frame of a clip; raise frames")
     if len(images) not in (1, len(prompts)):
         raise ConfigError(
             f"control has {len(images)} pictures and there are {len(prompts)} prompts; connect one"
             " for all, or one for each"
         )
-    encoder = ControlEncoder(model, vae, clip)
+    encoder = ControlEncoder(model, vae, clip, choices)
     if not encoder.draws_with_pictures:
-        raise ConfigError(f"{type(model.model).__name__} draws without control pictures; disconnect control")
-    shown = [encoder(to_sample([to_pil(image[None, ..., :3])], size)) for image in images]
+        raise ConfigError(f"{name} draws without control pictures; disconnect control")
+    size = settings.width, settings.height
+    drawn = [to_sample([to_pil(image[None, ..., :3])], size, settings.frames) for image in images]
+    shown = [encoder(pictures) for pictures in drawn]
     return shown * len(prompts) if len(shown) == 1 else shown

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
 import torch
+from comfy.conds import CONDRegular
+from comfy.sampler_helpers import prepare_mask
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._pytree import tree_map_only
@@ -20,7 +22,7 @@ from ..errors import ModelError
 from ..ports import Traces
 from . import kept_conditions
 from .caption_tokens import CaptionTokenizer
-from .model import Condition, model_family
+from .model import START, Condition, model_family
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -157,7 +159,7 @@ class HostTextEncoder:
         return conds
 
     def _text(self, caption: str, references: HostControls | None) -> dict[str, Any]:
-        if references is not None and references.seen is not None:  # no other picture has this one
+        if references is not None and references.in_text:  # no other picture has this one
             return self._encode_text(caption, references)
         if caption not in self._encoded:
             self._encoded[caption] = self._encode_text(caption, None)
@@ -181,6 +183,12 @@ class HostTextEncoder:
     ) -> Condition:
         """`text`: cross_attn, pooled_output and what else the text encoder gives."""
         noise = latent.unsqueeze(0)
+        latent_image, mask, start = noise, None, None
+        given = references.given if references else None
+        if given is not None:  # as comfy.samplers takes a latent with a noise_mask
+            latent_image = self.patcher.model.process_latent_in(given["samples"])
+            mask = prepare_mask(given["noise_mask"], noise.shape, noise.device)
+            start = latent_image[:, :, mask.amax(dim=(0, 1, 3, 4)) == 0]
         params = dict(
             text,
             device=mm.intermediate_device(),
@@ -188,11 +196,11 @@ class HostTextEncoder:
             width=noise.shape[-1] * 8,  # as in comfy.samplers.encode_model_conds
             height=noise.shape[-2] * 8,
             prompt_type="positive",
-            latent_image=noise,
-            denoise_mask=None,
+            latent_image=latent_image,
+            denoise_mask=mask,
             seed=None,
             latent_shapes=None,
-            **(references.values if references else {}),
+            **(references.written if references else {}),
         )
         if self.patcher.model.model_config.unet_config.get("guidance_embed"):
             params["guidance"] = self.guidance
@@ -201,6 +209,8 @@ class HostTextEncoder:
         if view is not None and self.told_crops:
             params |= crop_conditions(view)
         conds = self.patcher.model.extra_conds(**params)
+        if start is not None:
+            conds[START] = CONDRegular(start)
         return {name: cond.process_cond(batch_size=1, area=None) for name, cond in conds.items()}
 
     def _encode_text(self, caption: str, references: HostControls | None) -> dict[str, Any]:

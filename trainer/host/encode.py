@@ -14,8 +14,8 @@ from ..data.store import Entry
 from ..errors import ModelError
 from ..ports import ControlPictures
 from . import kept_conditions
-from .model import model_family
-from .references import ControlEncoder, HostControls
+from .model import model_family, patch_side
+from .references import UNCHOSEN, Choices, ControlEncoder, HostControls
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -29,7 +29,13 @@ class HostLatentEncoder:
     """The engine's `LatentEncoder`."""
 
     def __init__(
-        self, vae: VAE, patcher: ModelPatcher, clip: CLIP | None = None, *, identity: str = ""
+        self,
+        vae: VAE,
+        patcher: ModelPatcher,
+        clip: CLIP | None = None,
+        choices: Choices = UNCHOSEN,
+        *,
+        identity: str = "",
     ) -> None:
         """clip: that encodes the captions; some see the control pictures. identity:
         `identity.latents_identity`; "" is like no other encoder's."""
@@ -37,7 +43,7 @@ class HostLatentEncoder:
         self.vae = vae
         self.model = patcher.model
         check_vae(vae, patcher)
-        self._controls = ControlEncoder(patcher, vae, clip)
+        self._controls = ControlEncoder(patcher, vae, clip, choices)
         self.takes_controls = self._controls.takes_pictures
         self.control_kind = self._controls.kind
         self.takes_masks = self._controls.way.masks
@@ -101,7 +107,5 @@ def pixel_step(vae: VAE, patcher: ModelPatcher) -> int:
     """What a picture's sides must be multiples of, for the VAE and the network: a patch, or what a UNet
     halves to."""
     config = patcher.model.model_config.unet_config
-    patch = config.get("patch_size") or getattr(patcher.model.diffusion_model, "patch_size", 1)
-    patch = patch[-1] if isinstance(patch, (list, tuple)) else patch
     halved = 2 ** (len(config.get("channel_mult") or [1]) - 1)
-    return int(vae.spacial_compression_encode()) * int(patch or 1) * halved
+    return int(vae.spacial_compression_encode()) * (patch_side(patcher) or 1) * halved

@@ -42,6 +42,7 @@ from .lora import apply_lora
 from .more_figures import more_figures
 from .progress import check_interrupt
 from .sample import SampleSettings, encode_prompt, sample_image
+from .ways import check_draws_alone
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -259,6 +260,7 @@ def _draw(
     missing = list({(shot.prompt, shot.seed): shot for shot in missing}.values())
     if not missing:
         return
+    check_draws_alone(model)
     if lora is not None:
         model, patched = apply_lora(model, clip, lora.load(), candidate.strength, candidate.strength)
         clip = patched or clip

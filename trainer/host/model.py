@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
@@ -22,7 +23,7 @@ from ..families import Family, family_of
 from ..memory.blocks import blocks, by_class
 from ..memory.out_of_place import out_of_place
 from ..memory.streaming import Packed, spread
-from ..noise import NoiseProcess
+from ..noise import NoiseProcess, Tokens
 from . import kernels
 from .base_precision import BasePrecision
 from .bypass import beneath_injections
@@ -37,12 +38,32 @@ if TYPE_CHECKING:
 RESIDENT = MemoryConfig(fit="manual")
 """The whole model on the device."""
 
+START = "start_latent"
+"""Among a condition's arguments, and no argument of the network: [1, C, t, H, W], the first frames of x_t as
+they are given, without noise."""
+
 Condition = dict[str, Any]
 """One sample's arguments for the network: name → ComfyUI's COND object, batch size 1."""
 
 
 def model_family(patcher: ModelPatcher) -> Family:
     return family_of(type(patcher.model.model_config))
+
+
+def patch_side(patcher: ModelPatcher) -> int | None:
+    """Latent pixels of a side of one token; None for a UNet, which has none."""
+    net = patcher.model.diffusion_model
+    found = patcher.model.model_config.unet_config.get("patch_size")
+    for place in (net, getattr(net, "patchifier", None)):  # LTX-Video's has it
+        found = found or getattr(place, "patch_size", None)
+    side = found[-1] if isinstance(found, (list, tuple)) else found
+    return int(side) if side else None
+
+
+def tokens(patcher: ModelPatcher) -> Tokens:
+    patch = patch_side(patcher) or Tokens().patch
+    pixels = patch * getattr(patcher.model.latent_format, "spacial_downscale_ratio", 8)
+    return Tokens(patch=patch, pixels=pixels, line=model_family(patcher).shift_line or Tokens().line)
 
 
 class HostDenoiser:
@@ -74,8 +95,20 @@ class HostDenoiser:
                 outputs[i] = part[row]
         return torch.stack([o for o in outputs if o is not None])
 
+    def drawn(self, x_t: Tensor, conditioning: Sequence[Condition]) -> Tensor | None:
+        given = [c[START].cond.shape[2] if START in c else 0 for c in conditioning]
+        if not any(given):
+            return None
+        counts = torch.ones(len(given), 1, *x_t.shape[2:], device=x_t.device)
+        for row, frames in zip(counts, given, strict=True):
+            row[:, :frames] = 0
+            row *= row.numel() / row.sum()
+        return counts
+
     def _forward(self, x: Tensor, sigma: Tensor, conditioning: Sequence[Condition]) -> Tensor:
         args = comfy.samplers.cond_cat(list(conditioning), device=x.device)
+        if (start := args.pop(START, None)) is not None:
+            x = torch.cat([start.to(x), x[:, :, start.shape[2] :]], dim=2)
         options = dict(self.patcher.model_options.get("transformer_options", {}))
         options["cond_or_uncond"] = [0] * len(conditioning)
         options["sigmas"] = sigma
@@ -149,7 +182,7 @@ def borrowed(patcher: ModelPatcher, memory: MemoryConfig = RESIDENT) -> Iterator
         loan.callback(patcher.cleanup)
         loan.enter_context(in_training())
         loan.enter_context(kept_loaded(patcher))
-        denoiser = HostDenoiser(patcher, model, noise_process(sampling))
+        denoiser = HostDenoiser(patcher, model, replace(noise_process(sampling), tokens=tokens(patcher)))
         family, net = denoiser.family, denoiser.net
         if lean and not denoiser.blocks:
             raise ModelError(

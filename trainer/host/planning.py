@@ -38,7 +38,7 @@ from .encode import pixel_step
 from .kept_samples import limit
 from .model import model_family
 from .progress import check_interrupt
-from .references import ControlEncoder, HostControls, to_sample
+from .references import UNCHOSEN, Choices, ControlEncoder, HostControls, to_sample
 from .sample import empty_latent
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def plan_run(
     lend: Callable[[MemoryConfig], AbstractContextManager[Loan]],
     emit: Emit,
     *,
+    choices: Choices = UNCHOSEN,
     start: StartingLora | None = None,
     folder: RunFolder | None = None,
 ) -> tuple[Plan | None, MemoryConfig]:
@@ -76,7 +77,7 @@ def plan_run(
     memory = config.memory
     manual = memory.fit == "manual"
     largest, batch = _largest(dataset, config, pixel_step(vae, model))
-    controls = ControlEncoder(model, vae, clip)(_largest_controls(dataset, largest.size))
+    controls = ControlEncoder(model, vae, clip, choices)(_largest_controls(dataset, largest))
     empty = empty_latent(model, vae, *largest.size, largest.frames)[0]
     samples, cached = _samples(encode, dataset, config, empty, batch, controls)
     key = _key(config, prints, samples)
@@ -168,11 +169,11 @@ def _samples(
     return [sample] * batch, kept
 
 
-def _largest_controls(dataset: Dataset, size: tuple[int, int]) -> ControlPictures:
+def _largest_controls(dataset: Dataset, view: View) -> ControlPictures:
     """Blank ones, as many and as large as the most that a picture of the dataset has."""
-    all_of = [[c.size for c in r.controls] for r in dataset.records]
+    all_of = [[c.size for c in r.controls] or [r.size] * r.first_frame for r in dataset.records]
     largest = max(all_of, key=lambda sizes: (len(sizes), sum(w * h for w, h in sizes)), default=[])
-    return to_sample([Image.new("RGB", own) for own in largest], size)
+    return to_sample([Image.new("RGB", own) for own in largest], view.size, view.frames)
 
 
 def _bytes(condition: Any) -> int:

@@ -1,12 +1,12 @@
 """Control pictures as ComfyUI's own nodes give them to a network.
 
-Which nodes that are is read from the network (`WAYS`) and from the text encoder's tokenizer (`SEEN_BY`). The
-nodes themselves are run, so a condition in training is the one that a graph of stock nodes builds.
+Which nodes that are is read from the network (`ways.WAYS`) and from the text encoder's tokenizer
+(`SEEN_BY`). The nodes themselves are run, so a condition in training is the one that a graph of stock nodes
+builds.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,46 +15,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from comfy.clip_vision import Output
 from PIL import Image
 from torch import Tensor
 
-from ..data.buckets import bucket_size
 from ..data.images import fit, open_image
 from ..data.records import Dataset, ImageRecord
-from ..errors import DatasetError, ModelError, shortened
+from ..errors import DatasetError, shortened
 from ..events import Emit, Notice
 from ..pictures.drawing import to_tensor
 from ..ports import ControlPictures
 from .conditioning import own
+from .ways import (
+    GIVEN,
+    NO_WAY,
+    Way,
+    blank,
+    named_node,
+    node_class,
+    other_shape,
+    reference_latents,
+    source,
+    way_of,
+)
 
 if TYPE_CHECKING:
-    from comfy.model_base import BaseModel
+    from comfy.clip_vision import ClipVisionModel
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP, VAE
-
-_STEP = 64
-"""What the sides of a reference are multiples of: enough for every VAE and patch."""
-
-
-# --- the network -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Way:
-    """How a network is given control pictures."""
-
-    name: str
-    fits: Callable[[BaseModel], bool]
-    values: Callable[[VAE, ControlPictures], dict[str, Any]]
-    """What a node writes into a conditioning, which the model's `extra_conds` reads."""
-    most: int = 1
-    """Pictures; of more, the first are taken."""
-    needed: bool = False
-    """Whether the network has input channels for a picture."""
-    aligned: bool = False
-    """Whether a control picture is cut as the picture that is trained on."""
-    masks: bool = False
-    """Whether a mask says what is painted anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,116 +56,6 @@ class SeenBy:
     most: int
     negative: bool = False
     """Whether the node has a second output, for what is not wanted."""
-
-
-def _node(module: str, name: str) -> Any:
-    """A node class of ComfyUI's own. Raises ModelError if this version has none of the name."""
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as e:
-        raise ModelError(
-            f"this ComfyUI has no node {name}, by which the model is given control pictures; update ComfyUI"
-        ) from e
-
-
-def _blank() -> list[Any]:
-    return [[None, {}]]
-
-
-def _source(pictures: ControlPictures) -> Tensor:
-    """[1, H, W, 3]: the first control picture as the target was cut; without one, the target."""
-    if not pictures.images:
-        return pictures.target[None]
-    image = pictures.images[0]()
-    if _other_shape(image.size, pictures.size):
-        return fit(image, pictures.target_size)[None]
-    if image.size != pictures.size:
-        image = image.resize(pictures.size, Image.Resampling.LANCZOS)
-    return pictures.cut(image)[None]
-
-
-def _inpainted(vae: VAE, pictures: ControlPictures) -> dict[str, Any]:
-    source = _source(pictures)
-    mask = torch.ones(source.shape[:3]) if pictures.mask is None else pictures.mask[None]
-    node = _node("nodes", "InpaintModelConditioning")()
-    return node.encode(_blank(), _blank(), source, vae, mask)[0][0][1]
-
-
-def _beside_the_noise(vae: VAE, pictures: ControlPictures) -> dict[str, Any]:
-    node = _node("comfy_extras.nodes_ip2p", "InstructPixToPixConditioning")
-    return node.execute(_blank(), _blank(), _source(pictures), vae)[0][0][1]
-
-
-def _reference_latents(vae: VAE, pictures: ControlPictures) -> dict[str, Any]:
-    node = _node("comfy_extras.nodes_edit_model", "ReferenceLatent")
-    width, height = pictures.target_size
-    conditioning = _blank()
-    for image in (read() for read in pictures.images):
-        size = bucket_size(*image.size, resolution=round((width * height) ** 0.5), step=_STEP)
-        latent = vae.encode(fit(image, size)[None])
-        conditioning = node.execute(conditioning, {"samples": latent})[0]
-    return conditioning[0][1]
-
-
-def _nothing(vae: VAE, pictures: ControlPictures) -> dict[str, Any]:
-    return {}
-
-
-def _concatenated(model: BaseModel) -> int:
-    """Channels that the network takes besides the latent's; 0 for video, where they are for first frames."""
-    latent_format = model.latent_format
-    if latent_format.latent_dimensions != 2:
-        return 0
-    with torch.no_grad():
-        noise = torch.zeros(1, latent_format.latent_channels, 8, 8)
-        beside = model.concat_cond(noise=noise, latent_image=noise, device=noise.device)
-    return 0 if beside is None else beside.shape[1]
-
-
-def _takes(model: BaseModel, name: str) -> bool:
-    """Whether the network's forward pass has an argument of this name."""
-    net = model.diffusion_model
-    passes = (f for n in ("forward", "_forward") if (f := getattr(net, n, None)) is not None)
-    return any(name in inspect.signature(f).parameters for f in passes)
-
-
-def _inpaints(model: BaseModel) -> bool:
-    return _concatenated(model) > model.latent_format.latent_channels
-
-
-def _has_channels(model: BaseModel) -> bool:
-    return _concatenated(model) == model.latent_format.latent_channels
-
-
-def _attends(model: BaseModel) -> bool:
-    # Krea 2 leaves references out when it is told no way to place them; Z-Image Omni wants a text for each.
-    placed = getattr(model.diffusion_model, "default_ref_method", "") is not None
-    return _takes(model, "ref_latents") and placed and not _takes(model, "ref_contexts")
-
-
-WAYS = (
-    Way(name="inpainting", fits=_inpaints, values=_inpainted, aligned=True, masks=True),
-    Way(
-        name="a picture beside the noise",
-        fits=_has_channels,
-        values=_beside_the_noise,
-        needed=True,
-        aligned=True,
-    ),
-    Way(
-        name="a picture beside the noise, or none",
-        fits=lambda model: _takes(model, "image_cond"),
-        values=_beside_the_noise,
-        aligned=True,
-    ),
-    Way(name="reference latents", fits=_attends, values=_reference_latents, most=16),
-)
-NO_WAY = Way(name="none", fits=lambda model: True, values=_nothing, most=0)
-
-
-def way_of(model: ModelPatcher) -> Way:
-    """How this model is given control pictures."""
-    return next(way for way in (*WAYS, NO_WAY) if way.fits(model.model))
 
 
 # --- the text encoder ------------------------------------------------------------------------------------
@@ -227,14 +105,37 @@ SEEN_BY = (
 )
 
 
-def seen_by(clip: CLIP | None) -> SeenBy | None:
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What the user says of how pictures are shown, where the models do not tell."""
+
+    edit_node: str = "auto"
+    """Class name of a node of `SEEN_BY`; "auto" is that of the text encoder's row."""
+    vision: ClipVisionModel | None = field(default=None, repr=False)
+    """For networks that take what it sees in a start picture."""
+    vision_identity: str = ""
+
+
+UNCHOSEN = Choices()
+
+
+def seen_by(clip: CLIP | None, choices: Choices = UNCHOSEN) -> SeenBy | None:
     """The row for the text encoder, if it takes pictures."""
     tokenizer = getattr(clip, "tokenizer", None)
     tokenize = getattr(tokenizer, "tokenize_with_weights", None)
     if tokenize is None or "images" not in inspect.signature(tokenize).parameters:
         return None
     names = {c.__name__ for c in type(tokenizer).__mro__}
+    if choices.edit_node != "auto":
+        return next(row for row in SEEN_BY if row.node.endswith(f":{choices.edit_node}"))
     return next(row for row in SEEN_BY if row.tokenizer in names or not row.tokenizer)
+
+
+CLIP_VISION = "clip_vision_output"
+"""Among the values: what a CLIP vision model sees in the start picture, tensors by name."""
+
+_INTERLEAVE = 2
+"""The default of TextEncodeHunyuanVideo_ImageToVideo: how much the text counts beside the picture."""
 
 
 class _NoText:
@@ -244,7 +145,7 @@ class _NoText:
         pass
 
     def encode_from_tokens_scheduled(self, tokens: None, **options: Any) -> list[Any]:
-        return _blank()
+        return blank()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -252,15 +153,46 @@ class HostControls:
     """The engine's `Controls`."""
 
     values: Mapping[str, Any]
-    """For the model's `extra_conds`: reference_latents, concat_latent_image, concat_mask."""
+    """For the model's `extra_conds`: reference_latents, concat_latent_image, concat_mask; and `ways.GIVEN`,
+    `CLIP_VISION`."""
+    text_node: str = ""
+    """`Way.text_node`, where the text encoder takes what `CLIP_VISION` is among the values."""
     seen: SeenBy | None = None
     pictures: ControlPictures | None = field(default=None, repr=False)
+
+    @property
+    def given(self) -> Mapping[str, Tensor] | None:
+        """What sampling starts from, {"samples", "noise_mask"}, where a part of it is given and not drawn."""
+        return self.values.get(GIVEN)
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """What the stock nodes write into a conditioning."""
+        values = {name: value for name, value in self.values.items() if name not in (GIVEN, CLIP_VISION)}
+        if CLIP_VISION in self.values and not self.text_node:
+            values[CLIP_VISION] = self._vision
+        return values
+
+    @property
+    def _vision(self) -> Output:
+        output = Output()
+        for name, tensor in self.values[CLIP_VISION].items():
+            output[name] = tensor
+        return output
+
+    @property
+    def in_text(self) -> bool:
+        """Whether the text encoder is shown the pictures, so that no other sample has the encoded text."""
+        return self.seen is not None or bool(self.text_node)
 
     def encode_text(self, clip: Any, text: str, *, negative: bool = False) -> list[Any]:
         """As the stock node does for this text and what its encoder sees.
 
         clip: has `tokenize` and `encode_from_tokens_scheduled`. negative: the text says what is not wanted.
         """
+        if self.text_node:
+            node = named_node(self.text_node)
+            return node.execute(clip, self._vision, text, _INTERLEAVE)[0]
         if self.seen is None or self.pictures is None:
             return clip.encode_from_tokens_scheduled(clip.tokenize(text))
         return _run(self.seen, clip, text, None, self.pictures, negative)
@@ -274,16 +206,19 @@ def _run(
     if seen.negative:
         arguments |= {"negative_prompt": text}
     module, name = seen.node.split(":")
-    out = _node(module, name).execute(clip=clip, prompt=text, vae=vae, **arguments)
+    out = node_class(module, name).execute(clip=clip, prompt=text, vae=vae, **arguments)
     return out[1 if negative and seen.negative else 0]
 
 
 class ControlEncoder:
     """Makes `HostControls` for one model, by the VAE of the graph."""
 
-    def __init__(self, model: ModelPatcher, vae: VAE, clip: CLIP | None = None) -> None:
-        self.vae, self.way = vae, way_of(model)
-        self.seen = seen_by(clip) if self.way.values is _reference_latents else None
+    def __init__(
+        self, model: ModelPatcher, vae: VAE, clip: CLIP | None = None, choices: Choices = UNCHOSEN
+    ) -> None:
+        self.vae, self.way, self.choices = vae, way_of(model), choices
+        self.vision = choices.vision if self.way.features(model.model) else None
+        self.seen = seen_by(clip, choices) if self.way.values is reference_latents else None
 
     @property
     def draws_with_pictures(self) -> bool:
@@ -292,7 +227,8 @@ class ControlEncoder:
 
     @property
     def kind(self) -> str:
-        return f"{self.way.name} {self.seen.node if self.seen else ''}"
+        told = f" {self.choices.vision_identity}" if self.vision else ""
+        return f"{self.way.name} {self.seen.node if self.seen else ''}{told}"
 
     @property
     def takes_pictures(self) -> bool:
@@ -301,10 +237,13 @@ class ControlEncoder:
     @torch.no_grad()
     def __call__(self, pictures: ControlPictures) -> HostControls | None:
         """None where there is nothing to give."""
-        if self.way is NO_WAY or not (self.way.masks or pictures.images):
+        shown = self.way.masks or pictures.images or pictures.first_frame
+        if self.way is NO_WAY or not shown or (self.way.start and pictures.frames == 1):
             return None
         if self.seen is None:
             values = self.way.values(self.vae, pictures)
+            if self.vision is not None:
+                values |= {CLIP_VISION: _seen_in(self.vision, source(pictures))}
         else:
             values = _run(self.seen, _NoText(), "", self.vae, pictures, False)[0][1]
         return self.with_values(own(values), pictures)
@@ -312,13 +251,22 @@ class ControlEncoder:
     def with_values(self, values: Mapping[str, Any], pictures: ControlPictures) -> HostControls:
         """As encoded before."""
         if self.seen is None:
-            return HostControls(values=values)
+            text_node = self.way.text_node if CLIP_VISION in values else ""
+            return HostControls(values=values, text_node=text_node)
         lean = replace(pictures, target=torch.empty(0), mask=None)  # many are kept at once
         return HostControls(values=values, seen=self.seen, pictures=lean)
 
 
-def to_sample(images: Sequence[Path | Image.Image], size: tuple[int, int]) -> ControlPictures:
-    """Control pictures of a picture of this size (width, height) that is yet to be drawn."""
+def _seen_in(vision: ClipVisionModel, image: Tensor) -> dict[str, Tensor]:
+    """What CLIPVisionEncode gives of a picture, whole: scaled to a square, with no crop."""
+    (output,) = node_class("nodes", "CLIPVisionEncode")().encode(vision, image, "none")
+    return {name: value for name, value in vars(output).items() if isinstance(value, Tensor)}
+
+
+def to_sample(
+    images: Sequence[Path | Image.Image], size: tuple[int, int], frames: int = 1
+) -> ControlPictures:
+    """Control pictures of a picture or clip of this size (width, height) that is yet to be drawn."""
     return ControlPictures(
         images=[
             partial(open_image, i) if isinstance(i, Path) else partial(Image.Image.copy, i) for i in images
@@ -327,21 +275,26 @@ def to_sample(images: Sequence[Path | Image.Image], size: tuple[int, int]) -> Co
         target_size=size,
         size=size,
         cut=lambda image: fit(image, size),
+        frames=frames,
     )
 
 
 # --- the dataset -----------------------------------------------------------------------------------------
 
 
-def suited(dataset: Dataset, model: ModelPatcher, clip: CLIP | None, emit: Emit) -> Dataset:
+def suited(
+    dataset: Dataset, model: ModelPatcher, clip: CLIP | None, emit: Emit, choices: Choices = UNCHOSEN
+) -> Dataset:
     """The pictures that this model can be trained on, with the control pictures that it takes.
 
     What is left out is said. Raises DatasetError when the model needs control pictures and there are none.
     """
-    way, seen = way_of(model), seen_by(clip)
+    way, seen = way_of(model), seen_by(clip, choices)
     name = type(model.model).__name__
+    if way.start:
+        dataset = _for_starts(dataset, way, name, emit)
     given = [r for r in dataset.records if r.controls]
-    if way.needed and not any(r.role != "class" for r in given):
+    if way.needed and not way.start and not any(r.role != "class" for r in given):
         raise DatasetError(
             f"{name} has input channels for a control picture and the dataset has none; put name-control.png"
             " beside each picture, or give a control_folder (Load Dataset)"
@@ -349,11 +302,11 @@ def suited(dataset: Dataset, model: ModelPatcher, clip: CLIP | None, emit: Emit)
     if given and way is NO_WAY:
         message = f"{name} takes no control pictures; those of {len(given)} pictures are not used"
         emit(Notice(message=message))
-    most = min(way.most, seen.most) if seen and way.values is _reference_latents else way.most
+    most = min(way.most, seen.most) if seen and way.values is reference_latents else way.most
     if more := [r.name for r in given if len(r.controls) > most > 0]:
         message = f"{name} takes {most} control pictures at most; the first are used of {shortened(more)}"
         emit(Notice(message=message))
-    if way.aligned and (odd := [r.name for r in given if _other_shape(r.controls[0].size, r.size)]):
+    if way.aligned and (odd := [r.name for r in given if other_shape(r.controls[0].size, r.size)]):
         emit(
             Notice(
                 message=f"control pictures of another shape than their picture are cut at both sides evenly:"
@@ -361,10 +314,25 @@ def suited(dataset: Dataset, model: ModelPatcher, clip: CLIP | None, emit: Emit)
             )
         )
     records = [_with_first(r, most) for r in dataset.records]
-    if way.needed and (without := [r.name for r in records if not r.controls]):
+    if way.start:
+        records = [_with_start(r, needed=way.needed) for r in records]
+    elif way.needed and (without := [r.name for r in records if not r.controls]):
         message = f"{name} needs a control picture; left out, for they have none: {shortened(without)}"
         emit(Notice(message=message))
         records = [r for r in records if r.controls]
+    if choices.edit_node != "auto" and not (seen and way.values is reference_latents):
+        emit(
+            Notice(
+                message=f"edit_node {choices.edit_node} is not used: {name} is no edit model that it is for"
+            )
+        )
+    shown = any(r.first_frame or r.controls for r in records)
+    if way.start and shown and way.features(model.model) and choices.vision is None:
+        message = (
+            f"{name} is made to be told what a CLIP vision model sees in the start picture; it is trained"
+            " without, for clip_vision is not connected (Train LoRA)"
+        )
+        emit(Notice(message=message))
     return dataset.with_records(records)
 
 
@@ -372,7 +340,39 @@ def _with_first(record: ImageRecord, most: int) -> ImageRecord:
     return record if len(record.controls) <= most else replace(record, controls=record.controls[:most])
 
 
-def _other_shape(size: tuple[int, int], of: tuple[int, int]) -> bool:
-    """By more than a pixel."""
-    (w, h), (tw, th) = size, of
-    return abs(w * th - h * tw) > max(w, h, tw, th)
+def _moves(record: ImageRecord) -> bool:
+    return record.clip is not None and any(span.frames > 1 for span in record.clip.spans)
+
+
+def _for_starts(dataset: Dataset, way: Way, name: str, emit: Emit) -> Dataset:
+    """Of a model that is given start pictures: what can have one, or can do without."""
+    records = list(dataset.records)
+    if way.needed and (
+        refused := [r.name for r in records if r.clip and r.clip.options.start_picture == "none"]
+    ):
+        raise DatasetError(
+            f"{name} draws from a start picture and start_picture is none (Video Clips) for"
+            f" {shortened(refused)}; choose auto or first frame"
+        )
+    still = [r for r in records if not _moves(r)]
+    if way.needed and still:
+        names = shortened(r.name for r in still)
+        records = [r for r in records if _moves(r)]
+        if not records:
+            raise DatasetError(
+                f"{name} is given the first frame of what it draws, and the dataset has only still pictures"
+                f" ({names}); add clips"
+            )
+        emit(Notice(message=f"{name} is given the first frame, so still pictures are left out: {names}"))
+    elif unused := [r.name for r in still if r.controls]:
+        message = f"{name} takes control pictures of clips only; not used of {shortened(unused)}"
+        emit(Notice(message=message))
+        records = [r if _moves(r) else replace(r, controls=()) for r in records]
+    return dataset.with_records(
+        replace(r, controls=()) if r.clip and r.clip.options.start_picture == "none" else r for r in records
+    )
+
+
+def _with_start(record: ImageRecord, *, needed: bool) -> ImageRecord:
+    asked = needed or (record.clip is not None and record.clip.options.start_picture == "first frame")
+    return replace(record, first_frame=asked and _moves(record) and not record.controls)

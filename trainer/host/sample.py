@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
@@ -17,11 +18,12 @@ from torch import Tensor
 
 from ..config import PreviewConfig
 from ..data.clip_spans import frame_rate
-from ..data.records import Dataset
+from ..data.pixels import first_frame
+from ..data.records import Dataset, ImageRecord
 from ..errors import ModelError
 from ..pictures.drawing import to_pil
 from .encode import clip_step
-from .references import ControlEncoder, HostControls, to_sample
+from .references import UNCHOSEN, Choices, ControlEncoder, HostControls, to_sample
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -74,7 +76,7 @@ def encode_prompt(
         encoded = clip.encode_from_tokens_scheduled(clip.tokenize(text))
     else:
         encoded = references.encode_text(clip, text, negative=negative)
-        values |= references.values
+        values |= references.written
     return node_helpers.conditioning_set_values(encoded, values) if values else encoded
 
 
@@ -86,12 +88,18 @@ def sample_image(
     seed: int,
     settings: SampleSettings,
     on_step: Callable[[int, int], None] | None = None,
+    references: HostControls | None = None,
 ) -> Tensor:
     """[1, H, W, 3] in 0..1: the picture that EmptyLatentImage, KSampler and VAEDecode give for this seed.
 
-    Of a clip the first, the middle and the last frame, side by side.
+    Of a clip the first, the middle and the last frame, side by side. references: that the prompts were
+    encoded with; some are a part of the latent.
     """
-    latent = empty_latent(model, vae, settings.width, settings.height, settings.frames)
+    given = references.given if references else None
+    if given is None:
+        latent = empty_latent(model, vae, settings.width, settings.height, settings.frames)
+    else:
+        latent = given["samples"]
     noise = comfy.sample.prepare_noise(latent, seed)
 
     def callback(step: int, x0: Tensor, x: Tensor, total: int) -> None:
@@ -108,6 +116,7 @@ def sample_image(
         positive,
         negative,
         latent,
+        noise_mask=given["noise_mask"] if given else None,
         callback=callback,
         disable_pbar=True,
         seed=seed,
@@ -122,11 +131,18 @@ class PreviewSampler:
     """The engine's `Sampler`: draws as KSampler does, and leaves the model without the LoRA."""
 
     def __init__(
-        self, model: ModelPatcher, clip: CLIP, vae: VAE, config: PreviewConfig, dataset: Dataset
+        self,
+        model: ModelPatcher,
+        clip: CLIP,
+        vae: VAE,
+        config: PreviewConfig,
+        dataset: Dataset,
+        choices: Choices = UNCHOSEN,
     ) -> None:
         """dataset: gives the size where the config leaves it open, and the control pictures: each prompt has
         those of one picture, of a held-out one where there are any."""
         self.model, self.clip, self.vae, self.config = model, clip, vae, config
+        self._choices = choices
         size = dataset.resolution
         self.prompts: Sequence[str] = config.all_prompts
         self._settings = SampleSettings(
@@ -141,12 +157,13 @@ class PreviewSampler:
         self.frame_rate = frame_rate(dataset)
         told = f" {self.frame_rate:g} fps" if self.frame_rate else ""
         self.settings = f"{config.negative!r} seed {config.seed} {self._settings}{told}"
-        controlled = [r for r in dataset.records if r.controls and r.role != "class"]
+        own = [r for r in dataset.records if r.role != "class"]
+        controlled = [r for r in own if r.controls or r.first_frame]
         held_out = [r for r in controlled if r.role == "validation"]
         shown = held_out or controlled
         self._shown = [shown[i % len(shown)] for i in range(len(self.prompts))] if shown else []
         if self._shown:
-            self.settings += f" controls {[c.digest for r in self._shown for c in r.controls]}"
+            self.settings += f" controls {[c.digest for r in self._shown for c in r.controls or (r,)]}"
 
     def pictures(self, lora: Mapping[str, Tensor] | None) -> Generator[Image.Image]:
         from .lora import apply_lora  # brings peft, and nodes take this module's lists at start-up
@@ -171,7 +188,9 @@ class PreviewSampler:
             for i, (positive, c) in enumerate(zip(encoded, shown, strict=True)):
                 negative, seed = unwanted[c], (self.config.seed + i) % 2**64
                 with torch.inference_mode():  # not across a yield: it belongs to the thread
-                    image = sample_image(model, self.vae, positive, negative, seed, self._settings)
+                    image = sample_image(
+                        model, self.vae, positive, negative, seed, self._settings, references=c
+                    )
                 yield to_pil(image)
         finally:
             with torch.inference_mode():
@@ -181,8 +200,12 @@ class PreviewSampler:
         """For each prompt."""
         if not self._shown:
             return [None] * len(self.prompts)
-        encoder = ControlEncoder(self.model, self.vae, self.clip)
+        encoder = ControlEncoder(self.model, self.vae, self.clip, self._choices)
         size = self._settings.width, self._settings.height
         if not encoder.draws_with_pictures:
             return [None] * len(self.prompts)
-        return [encoder(to_sample([c.path for c in r.controls], size)) for r in self._shown]
+        return [encoder(to_sample(_shown(r), size, self._settings.frames)) for r in self._shown]
+
+
+def _shown(record: ImageRecord) -> Sequence[Path | Image.Image]:
+    return [c.path for c in record.controls] or [first_frame(record)]

@@ -40,18 +40,27 @@ from .class_images import with_class_images
 from .conditioning import HostTextEncoder
 from .embedding import initial_tokens
 from .encode import HostLatentEncoder, clip_step, pixel_step
-from .identity import Identities, clip_fingerprint, identities, model_fingerprint, vae_fingerprint
+from .identity import (
+    Identities,
+    clip_fingerprint,
+    identities,
+    known,
+    model_fingerprint,
+    vae_fingerprint,
+)
 from .jobs import Origin, job_of
 from .kept_samples import kept
 from .model import borrowed, model_family
 from .noise import noise_process
 from .planning import plan_run, wanted
 from .progress import check_interrupt
-from .references import suited, way_of
+from .references import Choices, suited
 from .sample import PreviewSampler
 from .text_model import borrowed_clip
+from .ways import check_given, way_of
 
 if TYPE_CHECKING:
+    from comfy.clip_vision import ClipVisionModel
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP, VAE
 
@@ -72,12 +81,14 @@ def train_on_loaded(
     stop_requested: Callable[[], bool] = lambda: False,
     origin: Origin | None = None,
     judge: ClipVisionJudge | FolderJudge | None = None,
+    clip_vision: ClipVisionModel | None = None,
 ) -> Result:
     """Check everything, encode the dataset, borrow the models, train, save.
 
     A run with the same settings, data and models that was finished is loaded, one that was stopped goes on;
     `new_run` starts again. judge: of the previews, the one that config.validation names. origin: the graph
-    that asks; the run's folder gets a job. All models come back unchanged, however it ends. ComfyUI's
+    that asks; the run's folder gets a job. clip_vision: for networks that take what it sees in a start
+    picture. All models come back unchanged, however it ends. ComfyUI's
     interrupt is raised as it is.
     """
     if config.validation.judge and judge is None:
@@ -85,7 +96,7 @@ def train_on_loaded(
             f"these settings have the previews judged by {config.validation.judge}, and no judge is there;"
             " connect it to TrainPreview"
         )
-    job = _checked(model, clip, vae, dataset, config, emit, judge)
+    job = _checked(model, clip, vae, dataset, config, emit, clip_vision, judge)
     prints = job.prints
     if origin:
         emit = origin.kept(job_of(origin, config, dataset, job.models), emit)
@@ -122,7 +133,7 @@ def train_on_loaded(
         judging = Judging(judge=judge, dataset=dataset)
     with torch.inference_mode(False), kept(emit) as store:
         cache = SampleCache(
-            latents=HostLatentEncoder(vae, model, clip, identity=job.identities.latents),
+            latents=HostLatentEncoder(vae, model, clip, job.choices, identity=job.identities.latents),
             texts=job.texts,
             step=pixel_step(vae, model),
             emit=emit,
@@ -139,6 +150,7 @@ def train_on_loaded(
             prints,
             job.lend,
             emit,
+            choices=job.choices,
             start=job.start,
             folder=folder,
         )
@@ -156,7 +168,7 @@ def train_on_loaded(
                 start=job.start,
                 stop_requested=stop_requested,
                 folder=folder,
-                sampler=PreviewSampler(model, clip, vae, config.preview, dataset),
+                sampler=PreviewSampler(model, clip, vae, config.preview, dataset, job.choices),
                 judging=judging,
                 plan=plan,
             )
@@ -172,21 +184,32 @@ def job_on_loaded(
     config: TrainConfig,
     emit: Emit,
     origin: Origin,
+    *,
+    clip_vision: ClipVisionModel | None = None,
 ) -> Path:
     """What `train_on_loaded` would do, written down: the job's file. Nothing is encoded or trained."""
-    models = _checked(model, clip, vae, dataset, config, emit).models
+    models = _checked(model, clip, vae, dataset, config, emit, clip_vision).models
     return job_of(origin, config, dataset, models).write_new(paths.jobs_directory())
 
 
 def plan_on_loaded(
-    model: ModelPatcher, clip: CLIP, vae: VAE, dataset: Dataset, config: TrainConfig, emit: Emit
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    dataset: Dataset,
+    config: TrainConfig,
+    emit: Emit,
+    *,
+    clip_vision: ClipVisionModel | None = None,
 ) -> Plan:
     """What `train_on_loaded` would do, without encoding, training or saving anything."""
-    job = _checked(model, clip, vae, dataset, config, emit)
+    job = _checked(model, clip, vae, dataset, config, emit, clip_vision)
     dataset, config = cut_to_fit(job.dataset, job.config, job.texts, emit)
     with torch.inference_mode(False):
         plan, _ = plan_run(
-            model, job.texts.encode, vae, clip, dataset, config, job.prints, job.lend, emit, start=job.start
+            *(model, job.texts.encode, vae, clip, dataset, config, job.prints, job.lend, emit),
+            choices=job.choices,
+            start=job.start,
         )
     if plan is None:
         raise TrainingError(
@@ -214,6 +237,7 @@ class _Checked:
     """Fingerprints of model, clip and vae; empty where one is not known."""
     identities: Identities
     texts: HostTextEncoder
+    choices: Choices
     emit: Emit
     judge: ClipVisionJudge | FolderJudge | None = None
     told: set[str] = field(default_factory=set)
@@ -243,14 +267,31 @@ def _checked(
     dataset: Dataset,
     config: TrainConfig,
     emit: Emit,
+    clip_vision: ClipVisionModel | None,
     judge: ClipVisionJudge | FolderJudge | None = None,
 ) -> _Checked:
     """Raises what `preflight.check` does; says what the user must know of settings and model."""
     config = replace(config, memory=wanted(config.memory))
     dataset, told = _with_clips(dataset, model, vae)
-    dataset = suited(dataset, model, clip, emit).hold_out(config.validation.held_out)
+    check_given(model)
+    if way_of(model).start and way_of(model).needed and config.prior.uses_pictures:
+        raise ConfigError(
+            f"{type(model.model).__name__} draws from a start picture, and class pictures have none; choose"
+            " output_preservation (Prior Preservation)"
+        )
+    choices = _choices(model, config, clip_vision, emit)
+    dataset = suited(dataset, model, clip, emit, choices).hold_out(config.validation.held_out)
     if way_of(model).masks:
         dataset = with_drawn_masks(dataset)
+    drawn_alone = way_of(model).start and way_of(model).needed and config.preview.frames == 1
+    if drawn_alone and config.preview.prompts and config.preview.every:
+        name = type(model.model).__name__
+        emit(
+            Notice(
+                message=f"{name} draws clips from a start picture, and previews are still pictures without;"
+                " raise frames (Train Preview)"
+            )
+        )
     start = _starting_lora(model, config, emit)
     process = noise_process(model.get_model_object("model_sampling"))
     check(config, dataset, model.model.diffusion_model, process, start)
@@ -267,6 +308,8 @@ def _checked(
             )
         )
     prints, models, own = _fingerprints(model, clip, vae, config, frame_rate(dataset), emit)
+    if choices.vision_identity and any(r.first_frame or r.controls for r in dataset.records):
+        prints = (*prints, choices.vision_identity)
     return _Checked(
         model=_computing_in(model, config.memory.precision),
         clip=clip,
@@ -286,9 +329,24 @@ def _checked(
             identity=own.conditions,
             network_identity=own.network,
         ),
+        choices=choices,
         emit=emit,
         judge=judge,
     )
+
+
+def _choices(
+    model: ModelPatcher, config: TrainConfig, clip_vision: ClipVisionModel | None, emit: Emit
+) -> Choices:
+    """What is connected and would not be used is said."""
+    node = config.data.edit_node
+    if clip_vision is None:
+        return Choices(edit_node=node)
+    if not way_of(model).features(model.model):
+        emit(Notice(message=f"{type(model.model).__name__} takes no CLIP vision; clip_vision is not used"))
+        return Choices(edit_node=node)
+    identity = known(model_fingerprint(clip_vision.patcher))
+    return Choices(edit_node=node, vision=clip_vision, vision_identity=identity)
 
 
 def _with_clips(dataset: Dataset, model: ModelPatcher, vae: VAE) -> tuple[Dataset, list[str]]:

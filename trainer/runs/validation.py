@@ -17,6 +17,7 @@ from torch import Tensor
 from ..config import ObjectiveConfig, ValidationConfig
 from ..data.batches import Sample
 from ..events import Validated
+from ..loss import sample_loss
 from ..noise import add_noise
 from ..objective import ConditionOf, Objective, cached_condition
 from ..ports import Denoiser
@@ -49,14 +50,16 @@ def level_losses(
         x_0 = sample.latent.expand(STRATA, *sample.latent.shape)
         noise = torch.randn(x_0.shape, generator=stream(seed, "validation", i))
         u = (torch.arange(STRATA) + 0.5) / STRATA
-        tokens = sample.latent[0].numel() / 4
+        tokens = sample.latent[0].numel() / denoiser.process.tokens.patch**2
         sigma = sigma_from_uniform(u, ObjectiveConfig(), denoiser.process, tokens)
         noised = add_noise(denoiser.process, x_0.to(device), noise.to(device), sigma.to(device))
         condition = condition_of(sample, False)
         for part in torch.arange(STRATA).split(batch_size):
             part = part.to(device)
-            output = denoiser.predict(noised.x_t[part], noised.sigma[part], [condition] * len(part))
-            losses.append((output - noised.target[part]).square().flatten(1).mean(1))
+            x_t, conditions = noised.x_t[part], [condition] * len(part)
+            output = denoiser.predict(x_t, noised.sigma[part], conditions)
+            difference = (output - noised.target[part]).square()
+            losses.append(sample_loss(difference, denoiser.drawn(x_t, conditions)))
     return torch.cat(losses).reshape(len(samples), STRATA).cpu()
 
 
