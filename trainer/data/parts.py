@@ -16,7 +16,7 @@ from .formats import OTHER_PICTURES
 from .formats import SUFFIXES as IMAGE_SUFFIXES
 from .layouts.source import Source
 from .metadata import SIDECAR_SUFFIXES
-from .records import Problem
+from .records import Problem, UnreadFolder
 
 MASK_ENDING = "-masklabel"
 MASK_FOLDER = "masks"
@@ -145,7 +145,7 @@ def _repeats(subfolder: Path, source: Source, problems: list[Problem]) -> int:
         problems.append(Problem(path=subfolder, reason=f"{reason}; rename it to 1_name"))
     elif count := len(Part((_read(subfolder, source, problems) or NOTHING)[0]).pictures):
         reason = f"is a subfolder with pictures ({count}); rename it to 1_name, or switch subfolders on"
-        problems.append(Problem(path=subfolder, reason=reason))
+        problems.append(UnreadFolder(path=subfolder, reason=reason))
     return 0
 
 

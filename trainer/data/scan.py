@@ -34,7 +34,7 @@ from .layouts.source import Source
 from .metadata import METADATA_NAMES, SIDECAR_SUFFIXES, Described, read_metadata, read_text
 from .parts import Part, confine, parts_of, problem_of
 from .pixels import inspect
-from .records import Dataset, ImageRecord, Problem, Role
+from .records import Dataset, ImageRecord, Problem, Role, UnreadFolder
 
 MAX_THREADS = 4
 """That decode at once: each may need 128 million pixels of memory."""
@@ -140,7 +140,8 @@ def _records(
                 )
             )
     finder.check(records)
-    problems[:] = [p for p in problems if p.path not in finder.places] + finder.problems
+    kept = [p for p in problems if not (isinstance(p, UnreadFolder) and p.path in finder.places)]
+    problems[:] = kept + finder.problems
     if listed:
         names = shortened(p.relative_to(root).as_posix() for p in listed)
         reason = f"metadata names pictures that are not there: {names}"
