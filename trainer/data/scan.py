@@ -3,7 +3,7 @@
 Read are the pictures directly in the folder, and those in subfolders named like `10_cat`, which show
 each picture ten times an epoch (kohya's layout); other subfolders when asked. `layouts` knows what else a
 path can be. A picture's caption is, in this order: the .txt file of the same name, the .caption file, its
-row in metadata.csv, its row in metadata.jsonl. The metadata may also give it a weight and a focus.
+row in metadata.csv, metadata.jsonl or metadata.parquet. The metadata may also give it a weight and a focus.
 `cat-masklabel.png` is the mask of cat.jpg (OneTrainer's name), and so is a picture `cat` in the subfolder
 `masks` or in a mask folder. `cat-control.png` is what an edit model is shown beside its caption: see
 `controls`.
@@ -205,8 +205,9 @@ def folder_fingerprint(folder: str | os.PathLike[str], *, subfolders: bool = Fal
 
 
 def _add_file(h: hashlib._Hash, path: Path, root: Path) -> None:
-    text = _is_text(path)
-    if not text and path.suffix.lower() not in IMAGE_SUFFIXES | OTHER_PICTURES | CLIP_SUFFIXES:
+    metadata = path.name.lower() in METADATA_NAMES
+    text = path.suffix.lower() in SIDECAR_SUFFIXES or (metadata and path.suffix.lower() != ".parquet")
+    if not (text or metadata) and path.suffix.lower() not in IMAGE_SUFFIXES | OTHER_PICTURES | CLIP_SUFFIXES:
         return
     h.update(b"\0" + os.fsencode(path))
     try:
@@ -217,10 +218,6 @@ def _add_file(h: hashlib._Hash, path: Path, root: Path) -> None:
             h.update(read_text(path).encode("utf-8", "surrogatepass"))
     except (DatasetError, OSError) as e:
         h.update(f"\0{e}".encode("utf-8", "surrogateescape"))
-
-
-def _is_text(path: Path) -> bool:
-    return path.suffix.lower() in SIDECAR_SUFFIXES or path.name.lower() in METADATA_NAMES
 
 
 def _caption(part: Part, picture: Path, row: Described, source: Source, problems: list[Problem]) -> str:
