@@ -65,7 +65,7 @@ def scan_folder(
     root = Path(folder)
     problems: list[Problem] = []
     read = [
-        (source, parts_of(source, problems, mask_folder))
+        (source, parts_of(source, problems, mask_folder, control_folders))
         for source in sources(root, problems, subfolders=subfolders)
     ]
     total = sum(len(part.pictures) for _, parts in read for part in parts)
@@ -80,7 +80,8 @@ def scan_folder(
 
     for source, parts in read:
         own = replace(framing or Framing(), **source.framing)
-        records += _records(source, parts, own, control_folders, clips, problems, count)
+        folders = (*control_folders, *source.control_folders)
+        records += _records(source, parts, own, folders, clips, problems, count)
     records = [replace(r, repeats=r.repeats * repeats, role=_role(r, role)) for r in records]
     if not records:
         raise DatasetError(_nothing_usable(root, total, problems))
@@ -123,12 +124,12 @@ def _records(
             records.append(
                 ImageRecord(
                     path=path,
-                    caption=_caption(part, path, row, source, problems),
+                    caption=source.worded(_caption(part, path, row, source, problems)),
                     size=found.size,
                     digest=found.digest,
                     repeats=part.repeats * source.repeats,
                     role=source.role or "instance",
-                    weight=row.weight or 1.0,
+                    weight=(row.weight or 1.0) * source.weight,
                     mask=mask,
                     mask_digest=mask_digest,
                     framing=framing,
@@ -194,8 +195,10 @@ def folder_fingerprint(folder: str | os.PathLike[str], *, subfolders: bool = Fal
         h.update(b"\0" + os.fsencode(source.folder.absolute()) + str(source).encode("utf-8", "replace"))
         parts = parts_of(source, [])
         for part in parts:
-            for path in (*part.files, *part.mask_files):
-                _add_file(h, path, source.folder)
+            for path in (*part.files, *part.mask_files, *part.shared_masks):
+                _add_file(h, path, source)
+        for folder in source.control_folders:
+            h.update(folder_fingerprint(folder, subfolders=True).encode())
         for row in _metadata(parts, source.folder, []).values():
             for path in row.controls:
                 with suppress(OSError):
@@ -204,14 +207,15 @@ def folder_fingerprint(folder: str | os.PathLike[str], *, subfolders: bool = Fal
     return h.hexdigest()
 
 
-def _add_file(h: hashlib._Hash, path: Path, root: Path) -> None:
+def _add_file(h: hashlib._Hash, path: Path, source: Source) -> None:
     metadata = path.name.lower() in METADATA_NAMES
-    text = path.suffix.lower() in SIDECAR_SUFFIXES or (metadata and path.suffix.lower() != ".parquet")
+    captions = {*SIDECAR_SUFFIXES, *source.caption_suffixes}
+    text = path.suffix.lower() in captions or (metadata and path.suffix.lower() != ".parquet")
     if not (text or metadata) and path.suffix.lower() not in IMAGE_SUFFIXES | OTHER_PICTURES | CLIP_SUFFIXES:
         return
     h.update(b"\0" + os.fsencode(path))
     try:
-        confine(path, root)
+        confine(path, path.parent if path.parent == source.mask_folder else source.folder)
         size, changed = state(path)
         h.update(f"\0{size}\0{changed}".encode())
         if text:
@@ -230,7 +234,7 @@ def _caption(part: Part, picture: Path, row: Described, source: Source, problems
         return row.caption or source.caption
     try:
         confine(path, source.folder)
-        return read_text(path)
+        return read_text(path) or source.caption
     except DatasetError as e:
         problems.append(problem_of(path, e))
         return ""
