@@ -60,7 +60,13 @@ def test_the_datasets_of_a_job_are_read_with_what_has_a_counterpart(tmp_path):
             "cache_latents_to_disk": True,
             "num_frames": 1,
         },
-        {"folder_path": "class", "is_reg": True, "resolution": 512, "alpha_mask": True, "trigger_word": "sks"},
+        {
+            "folder_path": "class",
+            "is_reg": True,
+            "resolution": 512,
+            "alpha_mask": True,
+            "trigger_word": "sks",
+        },
         trigger_word="p3r5on",
     )
     check_folder(path)
@@ -75,7 +81,9 @@ def test_the_datasets_of_a_job_are_read_with_what_has_a_counterpart(tmp_path):
     assert (first.framing.resolutions, first.framing.crop, first.framing.flip) == ((512, 768), "random", True)
     assert (last.framing.resolutions, last.framing.alpha_mask) == ((512,), True)
     assert first.mask == tmp_path / "masks/a.png"
-    assert [[c.path.parent.name for c in r.controls] for r in found.records] == [["before", "poses"]] * 3 + [[]]
+    assert [[c.path.parent.name for c in r.controls] for r in found.records] == [["before", "poses"]] * 3 + [
+        []
+    ]
     assert reasons(found) == [
         "config.yaml: these settings of its datasets are not used: caption_dropout_rate (set it on Train"
         " Objective), flip_y, shuffle_tokens (set it on Train Objective)"
@@ -87,7 +95,12 @@ def test_what_the_job_names_is_part_of_the_fingerprint(tmp_path):
     for name in ("mine/a.png", "masks/a.png", "before/a.png"):
         picture(tmp_path / name)
     (tmp_path / "mine/a.cap").write_text("x")
-    settings = {"folder_path": "mine", "caption_ext": ".cap", "mask_path": "masks", "control_path": ["before"]}
+    settings = {
+        "folder_path": "mine",
+        "caption_ext": ".cap",
+        "mask_path": "masks",
+        "control_path": ["before"],
+    }
     path = job(tmp_path, settings)
     prints = [folder_fingerprint(path)]
     for change in (
@@ -115,7 +128,10 @@ def test_what_the_job_names_is_part_of_the_fingerprint(tmp_path):
         ({"folder_path": "mine", "mask_path": "gone"}, "gone: there is no such folder"),
         ({"folder_path": "mine", "control_path": "gone"}, "gone: there is no such control folder"),
         ({"folder_path": "mine", "control_path": [3]}, "control_path of dataset 1 names no folder"),
-        ({"folder_path": "mine", "caption_ext": "json"}, r"captions of dataset 1 are JSON files; save them as"),
+        (
+            {"folder_path": "mine", "caption_ext": "json"},
+            r"captions of dataset 1 are JSON files; save them as",
+        ),
         ({"folder_path": "mine", "type": "slider"}, "dataset 1 is of type 'slider'"),
     ],
 )
@@ -135,7 +151,10 @@ MERGED = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]
     ("text", "words"),
     [
         ("a: [1", r"config\.yaml: cannot be understood \(.+, line 1\); correct it"),
-        ('- folder_path: "C:\\pictures"', "escape character.*line 1; paths with backslashes go without quotes"),
+        (
+            '- folder_path: "C:\\pictures"',
+            "escape character.*line 1; paths with backslashes go without quotes",
+        ),
         ("!!python/object/apply:os.system [ls]", "could not determine a constructor"),
         ("a: &a [*a]", "more than 50000 values"),
         (BOMB, "more than 50000 values, with those that aliases repeat"),

@@ -71,9 +71,7 @@ def test_columns_have_the_types_that_writers_give_them(tmp_path, table):
     found, problems = read_metadata(table(tmp_path / "metadata.parquet", columns, **kinds))
     controls = (tmp_path / "p.png", tmp_path / "q.png")
     assert found == {
-        tmp_path / "a.png": Described(
-            caption="x", weight=2.0, focus=(0.1, 0.2, 0.8, 0.9), controls=controls
-        ),
+        tmp_path / "a.png": Described(caption="x", weight=2.0, focus=(0.1, 0.2, 0.8, 0.9), controls=controls),
         tmp_path / "b.png": Described(caption="y"),
     }
     assert [str(p) for p in problems] == [
@@ -107,7 +105,9 @@ def test_what_is_no_table_of_names_and_texts_is_told_in_a_sentence(
     assert told.path.name == "metadata.parquet"
 
 
-@pytest.mark.parametrize("damage", [lambda d: d[:-20], lambda d: b"", lambda d: d[:20] + b"\xff" * 99 + d[20:]])
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[:-20], lambda d: b"", lambda d: d[:20] + b"\xff" * 99 + d[20:]]
+)
 def test_a_damaged_file_is_told_in_a_sentence(tmp_path, table, damage, monkeypatch):
     path = table(tmp_path / "metadata.parquet", {"file_name": ["a.png"] * 99, "text": ["x"] * 99})
     path.write_bytes(damage(path.read_bytes()))

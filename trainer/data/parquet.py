@@ -50,7 +50,9 @@ def parquet_rows(
                     yield number, {k: None if _missing(v) else v for k, v in row.items()}
     except (pa.ArrowException, OSError, ValueError) as e:
         first = next(iter(str(e).splitlines()), "")
-        raise DatasetError(f"{path.name}: is no Parquet file that can be read ({first}); write it anew") from e
+        raise DatasetError(
+            f"{path.name}: is no Parquet file that can be read ({first}); write it anew"
+        ) from e
 
 
 def _flat(kind: Any) -> bool:

@@ -39,7 +39,15 @@ _NODES = {
     "shrink_video_to_frames": "Video Clips",
 }
 """Settings that another node has."""
-_NO_LOSS = ("cache_", "num_workers", "prefetch_factor", "buckets", "bucket_tolerance", "fast_image_size", "debug")
+_NO_LOSS = (
+    "cache_",
+    "num_workers",
+    "prefetch_factor",
+    "buckets",
+    "bucket_tolerance",
+    "fast_image_size",
+    "debug",
+)
 """How it works, not what is trained."""
 
 
@@ -55,7 +63,9 @@ def read(path: Path, problems: list[Problem]) -> list[Source]:
         where = f"dataset {i}"
         # Off, empty and 0 are what would be without the line.
         set_here = [k for k, v in entry.items() if v and not str(k).startswith(_NO_LOSS)]
-        unused.update(dict.fromkeys(k for k in set_here if k not in _HERE and (k, entry[k]) != ("num_frames", 1)))
+        unused.update(
+            dict.fromkeys(k for k in set_here if k not in _HERE and (k, entry[k]) != ("num_frames", 1))
+        )
         found.append(_source(entry, trigger, path, where))
     if unused:
         names = (f"{k} (set it on {_NODES[k]})" if k in _NODES else str(k) for k in sorted(unused, key=str))
@@ -73,7 +83,9 @@ def _datasets(config: Any, path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         entries = process.get("datasets") if isinstance(process, dict) else None
         for entry in entries if isinstance(entries, list) else ():
             if not isinstance(entry, dict):
-                raise DatasetError(f"{path.name}: {entry!r:.80} under datasets is no list of settings; correct it")
+                raise DatasetError(
+                    f"{path.name}: {entry!r:.80} under datasets is no list of settings; correct it"
+                )
             any_found = True
             yield entry, process.get("trigger_word") or ""
     if not any_found:
@@ -93,7 +105,9 @@ def _source(entry: Mapping[str, Any], trigger: Any, path: Path, where: str) -> S
         return value
 
     if known("type", "image") not in ("image", "sd"):
-        raise DatasetError(f"{path.name}: {where} is of type {entry['type']!r}; datasets of pictures are read")
+        raise DatasetError(
+            f"{path.name}: {where} is of type {entry['type']!r}; datasets of pictures are read"
+        )
     framing: dict[str, Any] = {}
     if (resolution := entry.get("resolution")) is not None:
         # A list trains each picture at each of them.

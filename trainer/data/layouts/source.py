@@ -34,7 +34,7 @@ class Source:
     framing: Mapping[str, Any] = field(default_factory=dict)
     """Fields of Framing that the layout sets."""
     trigger: str | None = None
-    """What `[trigger]` in a caption stands for, and what is put before captions that lack it, but of the class.
+    """What `[trigger]` in a caption stands for, and what is put before captions of the subject that lack it.
     None leaves captions as they are."""
     weight: float = 1.0
     """Factor on the loss of each picture."""
