@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from .block_names import REST, Blocks
 from .errors import ConfigError
-from .rules import Rules, check_targets
+from .rules import Rules, Selection, check_targets, selections
 from .text import readable
 
 # Windows' reserved characters too: a run's folder may be synced or shared.
@@ -88,6 +89,8 @@ class AdapterConfig:
     file_names: str = "comfyui"
     """Names and spelling of the saved file: comfyui (kohya's names, or ComfyUI's and diffusers' common ones),
     diffusers, or lycoris (kohya's names for every family, DoRA and LoKr as LyCORIS reads them)."""
+    blocks: str = ""
+    """Lines of blocks by name (`up 3-5`) or expressions: only layers in these get an adapter; "" is all."""
 
     def __post_init__(self) -> None:
         _check(self.kind in ADAPTER_KINDS, f"kind is {self.kind!r}; choose one of {', '.join(ADAPTER_KINDS)}")
@@ -103,6 +106,12 @@ class AdapterConfig:
             _check(self.dropout == 0, "dropout does not exist for kind oft; set dropout to 0")
             _check(self.alpha == 0, "alpha does not exist for kind oft; set alpha to 0")
         check_targets(self.targets)
+        _check(
+            not any(isinstance(s, Blocks) and s.name == REST for s in self.block_selections),
+            "blocks has the line 'rest', which means what no line names; leave blocks empty for all",
+        )
+        for rule in self.rank_rules.rules:
+            _check(not rule.shape, f"rank_by_block: {rule.text!r} is for learning rates; write whole numbers")
         for rank in self.rank_rules.values:
             _check(
                 rank == int(rank) and 1 <= rank <= 1024,
@@ -118,6 +127,10 @@ class AdapterConfig:
     @property
     def lr_rules(self) -> Rules:
         return Rules.parse(self.lr_by_block, "lr_by_block")
+
+    @property
+    def block_selections(self) -> list[Selection]:
+        return selections(self.blocks, "blocks")
 
     @property
     def scale_alpha(self) -> float:
