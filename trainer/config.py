@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from .block_names import REST, Blocks
 from .errors import ConfigError
-from .rules import Rules, Selection, check_targets, selections
+from .rules import Rules, check_targets, selections
 from .text import readable
 
 # Windows' reserved characters too: a run's folder may be synced or shared.
@@ -106,10 +105,7 @@ class AdapterConfig:
             _check(self.dropout == 0, "dropout does not exist for kind oft; set dropout to 0")
             _check(self.alpha == 0, "alpha does not exist for kind oft; set alpha to 0")
         check_targets(self.targets)
-        _check(
-            not any(isinstance(s, Blocks) and s.name == REST for s in self.block_selections),
-            "blocks has the line 'rest', which means what no line names; leave blocks empty for all",
-        )
+        selections(self.blocks, "blocks")
         for rule in self.rank_rules.rules:
             _check(not rule.shape, f"rank_by_block: {rule.text!r} is for learning rates; write whole numbers")
         for rank in self.rank_rules.values:
@@ -127,10 +123,6 @@ class AdapterConfig:
     @property
     def lr_rules(self) -> Rules:
         return Rules.parse(self.lr_by_block, "lr_by_block")
-
-    @property
-    def block_selections(self) -> list[Selection]:
-        return selections(self.blocks, "blocks")
 
     @property
     def scale_alpha(self) -> float:
@@ -160,6 +152,13 @@ OPTIMIZERS = (
     "prodigy",
     "schedule_free_adamw",
     "lion8bit",
+    "muon",
+    "came",
+    "ademamix",
+    "adan",
+    "adopt",
+    "stable_adamw",
+    "prodigy_plus",
 )
 SCHEDULES = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
 CAPTION_SYNTAXES = ("text", "comfyui")

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import regex
 
-from .block_names import Blocks, block_counts, listed
+from .block_names import REST, Blocks, block_counts, listed
 from .errors import ConfigError
 
 TARGETS = (
@@ -162,12 +162,12 @@ class Rules:
     """
 
     rules: tuple[Rule, ...] = ()
-    threshold: float = -1.0
+    threshold: float | None = None
 
     @classmethod
     def parse(cls, text: str, field: str) -> Rules:
         """Empty lines and lines that start with # are left out; anything else must be a rule."""
-        rules, threshold = [], -1.0
+        rules, threshold = [], None
         for line in rule_lines(text):
             rule = _rule(line, field)
             if field == "lr_by_block" and rule.selection.text == THRESHOLD:
@@ -190,8 +190,8 @@ class Rules:
     def value(self, layer: str, default: float) -> float:
         for rule in self.rules:
             if (value := rule.value(layer)) is not None:
-                named = isinstance(rule.selection, Blocks)
-                return 0.0 if named and value <= self.threshold else value
+                small = self.threshold is not None and value <= self.threshold
+                return 0.0 if small and isinstance(rule.selection, Blocks) else value
         return default
 
 
@@ -208,6 +208,10 @@ def expressions_of(text: str) -> str:
 
 def selections(text: str, field: str) -> list[Selection]:
     """Lines of blocks by name, or expressions. Raises ConfigError."""
+    if REST in rule_lines(text):
+        raise ConfigError(
+            f"{field} has the line 'rest', which means what no line names; leave {field} empty for all"
+        )
     return [Blocks.parse(line, field) or Expression(line, field) for line in rule_lines(text)]
 
 

@@ -17,6 +17,7 @@ from ..block_names import Blocks, block_counts, listed
 from ..config import AdapterConfig
 from ..errors import ConfigError, LoraFileError, ModelError
 from ..rng import stream
+from ..rules import selections
 from .kinds import KINDS
 from .layers import (
     OutputRotation,
@@ -228,7 +229,7 @@ def planned(net: nn.Module, config: AdapterConfig, start: StartingLora | None = 
 def _in_blocks(layers: Iterable[str], config: AdapterConfig, every: list[str]) -> list[str]:
     """Those that the lines of `blocks` name, or all. Raises ConfigError for a line that names none."""
     layers, counts = list(layers), block_counts(every)
-    named = [s.settled(counts) if isinstance(s, Blocks) else s for s in config.block_selections]
+    named = [s.settled(counts) if isinstance(s, Blocks) else s for s in selections(config.blocks, "blocks")]
     for one in named:
         if not any(map(one.found_in, layers)):
             raise ConfigError(
