@@ -26,8 +26,8 @@ class TrainOptimizer(io.ComfyNode):
                     "optimizer",
                     options=list(OPTIMIZERS),
                     default=_D.name,
-                    tooltip="adamw and adafactor are always there, muon from torch 2.9 on; the others name the"
-                    " package they need. With prodigy and prodigy_plus set learning_rate to 1.",
+                    tooltip="adamw and adafactor are always there, muon from torch 2.9 on; the others name"
+                    " the package they need. With prodigy and prodigy_plus set learning_rate to 1.",
                 ),
                 io.Combo.Input(
                     "schedule",
