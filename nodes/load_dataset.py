@@ -49,9 +49,9 @@ class LoadDataset(io.ComfyNode):
                     "folder",
                     default="",
                     tooltip="Folder with pictures, or clips for video models, and .txt captions of the same"
-                    " name, a zip of one, or the dataset file of kohya or SimpleTuner: an absolute path, or"
-                    " one relative to ComfyUI's input folder. A subfolder named like 10_cat is shown ten"
-                    " times an epoch.",
+                    " name, a zip of one, or the dataset file of kohya, ai-toolkit or SimpleTuner: an"
+                    " absolute path, or one relative to ComfyUI's input folder. A subfolder named like"
+                    " 10_cat is shown ten times an epoch.",
                 ),
                 io.Int.Input(
                     "resolution",

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..trainer.config import ADAPTER_FILE_NAMES, ADAPTER_INITS, ADAPTER_KINDS, AdapterConfig
 from ..trainer.errors import ConfigError
 from ..trainer.host import paths
-from ..trainer.rules import REGEX, TARGETS, Rules
+from ..trainer.rules import REGEX, TARGETS, Rules, selections
 from .sockets import CATEGORY, Adapter
 
 _D = AdapterConfig()
@@ -67,14 +67,16 @@ class LoRAAdapter(io.ComfyNode):
                     default="",
                     multiline=True,
                     advanced=True,
-                    tooltip="One rule a line, regex=rank. The first that is found in a layer's name counts.",
+                    tooltip="One rule a line, regex=rank, or blocks by name: up 3-5=rank. The first that is"
+                    " found for a layer counts.",
                 ),
                 io.String.Input(
                     "lr_by_block",
                     default="",
                     multiline=True,
                     advanced=True,
-                    tooltip="One rule a line, regex=factor on the learning rate. 0 freezes the layers.",
+                    tooltip="One rule a line, regex=factor or up 3-5=factor on the learning rate; rest=0"
+                    " freezes what no line names. down=0,0,1,… as sd-scripts' down_lr_weight.",
                 ),
                 io.Combo.Input(
                     "start_from",
@@ -100,13 +102,25 @@ class LoRAAdapter(io.ComfyNode):
                     tooltip="Spelling of the file. comfyui: for Load LoRA and most other tools. diffusers:"
                     " only for diffusers. lycoris: for LyCORIS and what follows it; DoRA differs.",
                 ),
+                io.String.Input(
+                    "blocks",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Only layers in these blocks get an adapter, one line each: down, mid, up 3-5,"
+                    " double_blocks 0,7, or an expression. Empty: in all blocks.",
+                ),
             ],
             outputs=[Adapter.Output(display_name="adapter", tooltip="For the adapter input of Train LoRA.")],
         )
 
     @classmethod
-    def validate_inputs(cls, rank_by_block: str | None = None, lr_by_block: str | None = None) -> bool | str:
+    def validate_inputs(
+        cls, rank_by_block: str | None = None, lr_by_block: str | None = None, blocks: str | None = None
+    ) -> bool | str:
         try:
+            selections(blocks or "", "blocks")
             Rules.parse(rank_by_block or "", "rank_by_block")  # None: it comes through a link
             Rules.parse(lr_by_block or "", "lr_by_block")
         except ConfigError as error:

@@ -20,14 +20,14 @@ class TrainOptimizer(io.ComfyNode):
             display_name="Train Optimizer",
             category=CATEGORY,
             description="Optimizer and learning-rate schedule for Train LoRA.",
-            search_aliases=["adamw", "prodigy", "lion", "ema", "cosine", "优化器"],
+            search_aliases=["adamw", "prodigy", "lion", "muon", "came", "ema", "cosine", "优化器"],
             inputs=[
                 io.Combo.Input(
                     "optimizer",
                     options=list(OPTIMIZERS),
                     default=_D.name,
-                    tooltip="adamw and adafactor are always there; the others name the package they need."
-                    " With prodigy set learning_rate to 1.",
+                    tooltip="adamw and adafactor are always there, muon from torch 2.9 on; the others name"
+                    " the package they need. With prodigy and prodigy_plus set learning_rate to 1.",
                 ),
                 io.Combo.Input(
                     "schedule",

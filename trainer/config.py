@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from .errors import ConfigError
-from .rules import Rules, check_targets
+from .rules import Rules, check_targets, selections
 from .text import readable
 
 # Windows' reserved characters too: a run's folder may be synced or shared.
@@ -88,6 +88,8 @@ class AdapterConfig:
     file_names: str = "comfyui"
     """Names and spelling of the saved file: comfyui (kohya's names, or ComfyUI's and diffusers' common ones),
     diffusers, or lycoris (kohya's names for every family, DoRA and LoKr as LyCORIS reads them)."""
+    blocks: str = ""
+    """Lines of blocks by name (`up 3-5`) or expressions: only layers in these get an adapter; "" is all."""
 
     def __post_init__(self) -> None:
         _check(self.kind in ADAPTER_KINDS, f"kind is {self.kind!r}; choose one of {', '.join(ADAPTER_KINDS)}")
@@ -103,6 +105,9 @@ class AdapterConfig:
             _check(self.dropout == 0, "dropout does not exist for kind oft; set dropout to 0")
             _check(self.alpha == 0, "alpha does not exist for kind oft; set alpha to 0")
         check_targets(self.targets)
+        selections(self.blocks, "blocks")
+        for rule in self.rank_rules.rules:
+            _check(not rule.shape, f"rank_by_block: {rule.text!r} is for learning rates; write whole numbers")
         for rank in self.rank_rules.values:
             _check(
                 rank == int(rank) and 1 <= rank <= 1024,
@@ -147,6 +152,13 @@ OPTIMIZERS = (
     "prodigy",
     "schedule_free_adamw",
     "lion8bit",
+    "muon",
+    "came",
+    "ademamix",
+    "adan",
+    "adopt",
+    "stable_adamw",
+    "prodigy_plus",
 )
 SCHEDULES = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
 CAPTION_SYNTAXES = ("text", "comfyui")

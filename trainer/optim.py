@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from .config import OptimizerConfig
 from .errors import ConfigError
+from .muon import MuonAndAdamW, check_muon
 
 ParameterGroups = list[dict[str, Any]]
 
@@ -62,6 +63,22 @@ def _schedule_free(groups: ParameterGroups, c: OptimizerConfig) -> torch.optim.O
     return schedulefree.AdamWScheduleFree(groups, betas=c.betas, eps=c.eps, weight_decay=c.weight_decay)
 
 
+def _prodigy_plus(groups: ParameterGroups, c: OptimizerConfig) -> torch.optim.Optimizer:
+    module = _import(*_PACKAGES[c.name], c.name)
+    # Its stochastic rounding draws from torch's own generator, and our weights are fp32.
+    return module.ProdigyPlusScheduleFree(groups, weight_decay=c.weight_decay, stochastic_rounding=False)
+
+
+def _collected(name: str) -> Callable[[ParameterGroups, OptimizerConfig], torch.optim.Optimizer]:
+    """An optimizer of pytorch_optimizer with its own betas and AdamW's kind of weight decay."""
+
+    def make(groups: ParameterGroups, c: OptimizerConfig) -> torch.optim.Optimizer:
+        module = _import(*_PACKAGES[c.name], c.name)
+        return getattr(module, name)(groups, weight_decay=c.weight_decay, weight_decouple=True)
+
+    return make
+
+
 _MAKERS: dict[str, Callable[[ParameterGroups, OptimizerConfig], torch.optim.Optimizer]] = {
     "adamw": _adamw,
     "adamw8bit": _adamw8bit,
@@ -70,15 +87,31 @@ _MAKERS: dict[str, Callable[[ParameterGroups, OptimizerConfig], torch.optim.Opti
     "prodigy": _prodigy,
     "schedule_free_adamw": _schedule_free,
     "lion8bit": _lion,
+    "muon": MuonAndAdamW,
+    "came": _collected("CAME"),
+    "ademamix": _collected("AdEMAMix"),
+    "adan": _collected("Adan"),
+    "adopt": _collected("ADOPT"),
+    "stable_adamw": _collected("StableAdamW"),
+    "prodigy_plus": _prodigy_plus,
 }
 
-_PACKAGES = {
+_PACKAGES: dict[str, tuple[str, str]] = {
     "adamw8bit": ("bitsandbytes", "bitsandbytes"),
     "lion": ("lion_pytorch", "lion-pytorch"),
     "prodigy": ("prodigyopt", "prodigyopt"),
     "schedule_free_adamw": ("schedulefree", "schedulefree"),
     "lion8bit": ("bitsandbytes", "bitsandbytes"),
+    "prodigy_plus": ("prodigyplus.prodigy_plus_schedulefree", "prodigy-plus-schedule-free"),
+    **dict.fromkeys(
+        ("came", "ademamix", "adan", "adopt", "stable_adamw"), ("pytorch_optimizer", "pytorch_optimizer")
+    ),
 }
+"""(module, name for pip) of what is not torch's."""
+RATE_FOUND = ("prodigy", "prodigy_plus")
+"""These find the learning rate and multiply it by what is set."""
+SCHEDULE_FREE = ("schedule_free_adamw", "prodigy_plus")
+"""These average their iterates instead of lowering the rate."""
 
 
 def check_optimizer(config: OptimizerConfig) -> None:
@@ -88,9 +121,11 @@ def check_optimizer(config: OptimizerConfig) -> None:
     """
     if config.name in _PACKAGES:
         _import(*_PACKAGES[config.name], config.name)
-    if config.name == "prodigy" and config.learning_rate < 0.1:
+    if config.name == "muon":
+        check_muon()
+    if config.name in RATE_FOUND and config.learning_rate < 0.1:
         raise ConfigError(
-            f"prodigy finds the learning rate itself and multiplies it by learning_rate, which is"
+            f"{config.name} finds the learning rate itself and multiplies it by learning_rate, which is"
             f" {config.learning_rate:g}; set learning_rate to 1"
         )
     if config.name == "adafactor" and 0 < config.learning_rate < 1e-3:
@@ -107,9 +142,9 @@ def make_optimizer(groups: ParameterGroups, config: OptimizerConfig) -> torch.op
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int) -> LambdaLR:
     """Linear warm-up, then the named diffusers schedule down to the last step."""
-    # Schedule-free averages its iterates instead of lowering the rate. diffusers' "constant" has no warm-up.
-    constant = config.schedule == "constant" or config.name == "schedule_free_adamw"
+    constant = config.schedule == "constant" or config.name in SCHEDULE_FREE
     return get_scheduler(
+        # diffusers' "constant" has no warm-up.
         "constant_with_warmup" if constant else config.schedule,
         optimizer,
         num_warmup_steps=config.warmup_for(steps),

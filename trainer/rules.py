@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 import regex
 
+from .block_names import REST, Blocks, block_counts, listed
 from .errors import ConfigError
 
 TARGETS = (
@@ -106,31 +107,132 @@ def check_targets(targets: str) -> None:
         raise ConfigError(f"targets is {targets!r}; choose one of {choices}, or regex:<expression>")
 
 
+Selection = Expression | Blocks
+
+SHAPES: dict[str, Callable[[float], float]] = {
+    "sine": lambda x: math.sin(math.pi / 2 * x),
+    "cosine": lambda x: math.sin(math.pi / 2 * (1 - x)),
+    "linear": lambda x: x,
+    "reverse_linear": lambda x: 1 - x,
+    "zeros": lambda _: 0.0,
+}
+"""Values over the blocks by name, x from 0 at the first to 1 at the last, as sd-scripts defines them."""
+THRESHOLD = "block_lr_zero_threshold"
+
+
+@dataclass(frozen=True)
+class Rule:
+    selection: Selection
+    values: tuple[float, ...]
+    """One for all, or one for each block."""
+    shape: str = ""
+    """Of SHAPES, to which the one value is added."""
+    text: str = ""
+
+    def settled(self, counts: Mapping[str, int]) -> Rule:
+        """With a value for each block of a network. Raises ConfigError where they do not match."""
+        if not isinstance(self.selection, Blocks):
+            return self
+        blocks = self.selection.settled(counts)
+        count, values = counts.get(blocks.module, 1), self.values
+        if self.shape:
+            values = tuple(SHAPES[self.shape](i / max(count - 1, 1)) + values[0] for i in range(count))
+        if len(values) not in (1, count):
+            raise ConfigError(
+                f"{blocks.field}: {self.text[:80]!r} has {len(values)} numbers for {count} blocks; write one"
+                f" for each or one for all, this model has {listed(counts)}"
+            )
+        return Rule(blocks, values)
+
+    def value(self, layer: str) -> float | None:
+        if not self.selection.found_in(layer):
+            return None
+        number = self.selection.number_in(layer) if isinstance(self.selection, Blocks) else None
+        return self.values[(number or 0) if len(self.values) > 1 else 0]
+
+
 @dataclass(frozen=True)
 class Rules:
-    """Lines of `regex=number`; the first one whose expression is found in a layer's name decides."""
+    """Lines of `layers=number`; the first one whose layers are found decides.
 
-    rules: tuple[tuple[Expression, float], ...] = ()
+    Layers are a regular expression, or blocks by name: `down=0.5`, `up 3-5=0`, `double_blocks 0,7=2`,
+    `rest=0`. Blocks may have a number each, or one of SHAPES, in the spelling of sd-scripts too:
+    `up_lr_weight=0,0,1,…`, `down_lr_weight=sine+0.25`; in a list nothing is 0. Values of blocks by name up to
+    `block_lr_zero_threshold=` are 0.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    threshold: float | None = None
 
     @classmethod
     def parse(cls, text: str, field: str) -> Rules:
         """Empty lines and lines that start with # are left out; anything else must be a rule."""
-        lines = [line.strip() for line in text.splitlines()]
-        return cls(tuple(_rule(line, field) for line in lines if line and not line.startswith("#")))
+        rules, threshold = [], None
+        for line in rule_lines(text):
+            rule = _rule(line, field)
+            if field == "lr_by_block" and rule.selection.text == THRESHOLD:
+                threshold = rule.values[0]
+            else:
+                rules.append(rule)
+        return cls(tuple(rules), threshold)
+
+    def settled(self, layers: Iterable[str]) -> Rules:
+        """In a network with these layers. Raises ConfigError for blocks that it does not have."""
+        if not any(isinstance(rule.selection, Blocks) for rule in self.rules):
+            return self
+        counts = block_counts(layers)
+        return Rules(tuple(rule.settled(counts) for rule in self.rules), self.threshold)
 
     @property
     def values(self) -> tuple[float, ...]:
-        return tuple(value for _, value in self.rules)
+        return tuple(value for rule in self.rules for value in rule.values)
 
     def value(self, layer: str, default: float) -> float:
-        return next((value for expression, value in self.rules if expression.found_in(layer)), default)
+        for rule in self.rules:
+            if (value := rule.value(layer)) is not None:
+                small = self.threshold is not None and value <= self.threshold
+                return 0.0 if small and isinstance(rule.selection, Blocks) else value
+        return default
 
 
-def _rule(line: str, field: str) -> tuple[Expression, float]:
-    expression, equals, number = line.rpartition("=")
+def rule_lines(text: str) -> list[str]:
+    """Without empty ones, remarks, and the quotes that a command line needs."""
+    lines = (line.strip().strip("\"'").strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def expressions_of(text: str) -> str:
+    """The lines that are no blocks by name: those that hold in any network."""
+    return "\n".join(line for line in rule_lines(text) if isinstance(_rule(line, "").selection, Expression))
+
+
+def selections(text: str, field: str) -> list[Selection]:
+    """Lines of blocks by name, or expressions. Raises ConfigError."""
+    if REST in rule_lines(text):
+        raise ConfigError(
+            f"{field} has the line 'rest', which means what no line names; leave {field} empty for all"
+        )
+    return [Blocks.parse(line, field) or Expression(line, field) for line in rule_lines(text)]
+
+
+def _rule(line: str, field: str) -> Rule:
+    layers, equals, number = (part.strip() for part in line.rpartition("="))
     example = r"write regex=number, for example double_blocks\.0\.=8"
-    if not equals or not expression.strip():
+    if not equals or not layers:
         raise ConfigError(f"{field}: {line[:80]!r} is no rule; {example}")
+    shape, _, base = number.partition("+")
+    if shape.strip() in SHAPES:
+        shape, numbers = shape.strip(), [base or "0"]
+    else:
+        shape, numbers = "", [n.strip() or "0" for n in number.split(",")] if "," in number else [number]
+    values = tuple(_number(n, line, field, example) for n in numbers)
+    blocks = Blocks.parse(layers, field, sure=bool(shape) or len(values) > 1)
+    if blocks is None and (shape or len(values) > 1):
+        raise ConfigError(f"{field}: {line[:80]!r} has a number for each block, but names none; {example}")
+    return Rule(blocks or Expression(layers, field), values, shape, line)
+
+
+def _number(number: str, line: str, field: str, example: str) -> float:
     try:
         value = float(number)
     except ValueError as error:
@@ -139,4 +241,4 @@ def _rule(line: str, field: str) -> tuple[Expression, float]:
         ) from error
     if not math.isfinite(value):
         raise ConfigError(f"{field}: {number.strip()!r} in {line[:80]!r} is not a finite number; {example}")
-    return Expression(expression.strip(), field), value
+    return value

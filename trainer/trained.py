@@ -12,7 +12,7 @@ from .adapters.inject import Adapter, injected
 from .adapters.lora_file import file_tensors
 from .adapters.names import FileName
 from .adapters.start import StartingLora
-from .config import TrainConfig
+from .config import AdapterConfig, TrainConfig
 from .data.batches import CachedSample
 from .embedding import Embedding
 from .memory.checkpointing import checkpointed
@@ -22,9 +22,22 @@ from .memory.streaming import streamed
 from .objective import Objective, cached_condition
 from .optim import ParameterGroups
 from .ports import Conditioning, Loan
+from .rules import expressions_of
 
 TEXT_TARGETS = "attention+feed-forward"
 """Layers of a text encoder that kohya's trainers adapt."""
+
+
+def for_text_encoder(adapter: AdapterConfig) -> AdapterConfig:
+    """The same adapter on a text encoder, which has none of the diffusion model's blocks."""
+    return replace(
+        adapter,
+        targets=TEXT_TARGETS,
+        blocks="",
+        rank_by_block=expressions_of(adapter.rank_by_block),
+        lr_by_block=expressions_of(adapter.lr_by_block),
+    )
+
 
 FileNames = Callable[[Iterable[str]], Mapping[str, FileName]]
 """Layers → their names in the file."""
@@ -107,7 +120,7 @@ def prepared(
                 text_adapter = stack.enter_context(
                     injected(
                         text.net,
-                        replace(config.adapter, targets=TEXT_TARGETS),
+                        for_text_encoder(config.adapter),
                         seed=config.seed,
                         compute_dtype=text.half_precision,
                         purpose="text encoder init",

@@ -96,8 +96,12 @@ class Updater:
                     tensors[f"optimizer.{index}.{name}"] = value.detach().to("cpu", copy=True)
                 else:
                     numbers.setdefault(str(index), {})[name] = value
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer["param_groups"]]
+        for i, group in enumerate(groups):
+            for name in [k for k, v in group.items() if isinstance(v, Tensor)]:
+                tensors[f"group.{i}.{name}"] = group.pop(name).detach().to("cpu", copy=True)
         rest: dict[str, Any] = {
-            "groups": [{k: v for k, v in g.items() if k != "params"} for g in optimizer["param_groups"]],
+            "groups": groups,
             "numbers": numbers,
             "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},
             "scaler": self.scaler.state_dict(),
@@ -109,10 +113,22 @@ class Updater:
             rest["ema"] = average
         return tensors, rest
 
+    def _keep_dtypes(self, saved: Mapping[int, Mapping[str, Any]]) -> None:
+        """torch gives loaded state the dtype of its parameter; some optimizers hold it in bf16."""
+        for i, p in enumerate(p for g in self.optimizer.param_groups for p in g["params"]):
+            loaded = self.optimizer.state.get(p, {})
+            for name, value in saved.get(i, {}).items():
+                if isinstance(value, Tensor) and loaded[name].dtype != value.dtype:
+                    loaded[name] = value.to(loaded[name].device)
+
     def load_state_dict(self, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`, for an updater that was made with the same settings."""
         fresh = self.optimizer.state_dict()
-        state: dict[int, dict[str, Any]] = {int(i): dict(v) for i, v in rest["numbers"].items()}
+        state: dict[int, dict[str, Any]] = {
+            int(i): {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            for i, values in rest["numbers"].items()
+        }
+        of_groups: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             kind, index, *name = key.split(".", 2)
             if kind == "optimizer":
@@ -121,11 +137,15 @@ class Updater:
                 for key in outer:
                     place = place.setdefault(key, {})
                 place[inner] = tensor
+            elif kind == "group":
+                device = self.parameters[0].device
+                of_groups.setdefault(int(index), {})[name[0]] = tensor.to(device)
         groups = []
-        for own, saved in zip(fresh["param_groups"], rest["groups"], strict=True):
+        for i, (own, saved) in enumerate(zip(fresh["param_groups"], rest["groups"], strict=True)):
             as_before = {k: tuple(v) if isinstance(own.get(k), tuple) else v for k, v in saved.items()}
-            groups.append({**as_before, "params": own["params"]})
+            groups.append({**as_before, **of_groups.get(i, {}), "params": own["params"]})
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self._keep_dtypes(state)
         # The length of the run may have changed, and with it the schedule's shape: keep the new shape.
         self.schedule.load_state_dict({**self.schedule.state_dict(), **rest["schedule"]})
         self.scaler.load_state_dict(dict(rest["scaler"]))

@@ -20,9 +20,11 @@ from in_graph_lora.trainer.config import (
     TrainConfig,
 )
 from in_graph_lora.trainer.data.scan import scan_folder
+from in_graph_lora.trainer.errors import ConfigError
 from in_graph_lora.trainer.events import Notice, StepDone
 from in_graph_lora.trainer.host import paths
 from in_graph_lora.trainer.host.training import train_on_loaded
+from in_graph_lora.trainer.optim import RATE_FOUND, check_optimizer
 from in_graph_lora.trainer.runs import finding
 
 from .loaded import Loaded, write_pictures
@@ -122,10 +124,18 @@ def test_stopped_after_3_and_resumed_equals_5_straight(loaded, pictures, output,
     assert whole.losses == resumed.losses
 
 
-@pytest.mark.parametrize("name", ["adafactor", "lion", "prodigy", "schedule_free_adamw"])
+@pytest.mark.parametrize(
+    "name", ["adafactor", "lion", "prodigy", "schedule_free_adamw", "muon", "came", "prodigy_plus"]
+)
 def test_every_optimizer_resumes_bit_for_bit(loaded, pictures, output, name):
-    lr = {"prodigy": 1.0, "adafactor": 1e-2}.get(name, 1e-3)
+    try:
+        check_optimizer(OptimizerConfig(name=name, learning_rate=1.0))
+    except ConfigError as error:
+        pytest.skip(str(error))
+    lr = 1.0 if name in RATE_FOUND else {"adafactor": 1e-2}.get(name, 1e-3)
     more = {"optimizer": OptimizerConfig(name=name, learning_rate=lr, warmup_steps=1), "steps": 4}
+    if name == "muon":  # matrices and vectors
+        more["adapter"] = AdapterConfig(kind="dora", rank=2)
     straight = output("straight")
     run(loaded, pictures, **more)
     stopped = output("stopped")

@@ -179,3 +179,16 @@ def test_control_pictures_are_mirrored_with_their_picture(tmp_path):
         given = _control_pictures(record, view, view.cut(open_image(record.path)), None)
         assert given.images[0]().tobytes() == expected.tobytes()
         assert torch.allclose(given.cut(given.images[0]()), view.cut(control), atol=2 / 255)
+
+
+def test_what_is_said_of_a_folder_with_control_pictures_stays_but_for_its_being_unread(tmp_path):
+    for name in ("a.png", "before.png", "hints/b.png", "hints/deep/c.png"):
+        picture(tmp_path / name)
+    (tmp_path / "orphan.txt").write_text("a caption without a picture")
+    rows = ({"file_name": "a.png", "text": "x", "control_path": c} for c in (["before.png", "hints/b.png"],))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = scan_folder(tmp_path)
+    assert controls(dataset) == {"a.png": ["before.png", "b.png"]}
+    assert [str(p) for p in dataset.problems] == [
+        f"{tmp_path.name}: captions without a picture: orphan.txt; rename or remove them"
+    ]

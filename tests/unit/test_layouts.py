@@ -73,6 +73,19 @@ def test_masks_of_a_folder_belong_to_the_pictures_of_the_same_name(tmp_path, whe
     ]
 
 
+def test_folders_of_masks_and_control_pictures_serve_all_subfolders_and_hold_no_pictures(tmp_path):
+    for name in ("a.png", "dogs/b.png", "hints/a.png", "hints/dogs/b.png", "white/a.png", "white/b.png"):
+        picture(tmp_path / name)
+    found = scan_folder(
+        tmp_path, subfolders=True, mask_folder=tmp_path / "white", control_folders=[tmp_path / "hints"]
+    )
+    assert [(r.name, r.mask and r.mask.name, len(r.controls)) for r in found.records] == [
+        ("a.png", "a.png", 1),
+        ("b.png", "b.png", 1),
+    ]
+    assert told(found) == []
+
+
 # --- kohya -----------------------------------------------------------------------------------------------
 
 
@@ -122,11 +135,15 @@ def test_a_kohya_dataset_is_read_with_what_has_a_counterpart(tmp_path):
     assert not found.problems[0].skipped
 
 
-def test_an_edited_kohya_file_changes_the_fingerprint(tmp_path):
+def test_an_edited_kohya_file_changes_the_fingerprint_and_so_does_a_caption(tmp_path):
     picture(tmp_path / "mine" / "a.png")
-    text = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "mine"\nnum_repeats = {}\n'
+    text = SUBSET + 'image_dir = "mine"\ncaption_extension = ".tags"\nnum_repeats = {}\n'
     prints = {folder_fingerprint(kohya(tmp_path, text.format(n))) for n in (1, 2)}
-    assert len(prints) == 2
+    (tmp_path / "mine" / "a.tags").write_text("one")
+    prints.add(folder_fingerprint(tmp_path / "set.toml"))
+    (tmp_path / "mine" / "a.tags").write_text("two")
+    prints.add(folder_fingerprint(tmp_path / "set.toml"))
+    assert len(prints) == 4
 
 
 SUBSET = "[[datasets]]\n[[datasets.subsets]]\n"
@@ -162,8 +179,8 @@ def backend(tmp_path, *entries):
 
 
 def test_simpletuners_backends_are_read(tmp_path):
-    picture(tmp_path / "one" / "deep" / "a_red_hat.png")
-    (tmp_path / "one" / "deep" / "a_red_hat.txt").write_text("from the file")
+    picture(tmp_path / "one" / "7_deep" / "a_red_hat.png")
+    (tmp_path / "one" / "7_deep" / "a_red_hat.txt").write_text("from the file")
     picture(tmp_path / "two" / "b_c.png")
     picture(tmp_path / "three" / "d.png")
     root = backend(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from in_graph_lora.trainer.config import OPTIMIZERS, OptimizerConfig, TrainConfig
 from in_graph_lora.trainer.errors import ConfigError
-from in_graph_lora.trainer.optim import check_optimizer, make_optimizer, make_schedule
+from in_graph_lora.trainer.optim import RATE_FOUND, check_optimizer, make_optimizer, make_schedule
 from in_graph_lora.trainer.updater import Updater
 
 PACKAGES = {
@@ -20,6 +20,8 @@ PACKAGES = {
     "schedule_free_adamw": "schedulefree",
     "adamw8bit": "bitsandbytes",
     "lion8bit": "bitsandbytes",
+    "prodigy_plus": "prodigyplus",
+    **dict.fromkeys(("came", "ademamix", "adan", "adopt", "stable_adamw"), "pytorch_optimizer"),
 }
 
 
@@ -65,7 +67,7 @@ def test_restarts_restart():
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_each_optimizer_lowers_a_quadratic_or_names_its_package(name):
     config = OptimizerConfig(
-        name=name, learning_rate=1.0 if name == "prodigy" else 1e-2, weight_decay=0, warmup_steps=0
+        name=name, learning_rate=1.0 if name in RATE_FOUND else 1e-2, weight_decay=0, warmup_steps=0
     )
     if name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
         with pytest.raises(ConfigError, match="pip install"):
@@ -112,7 +114,7 @@ def _states_of_twelve_steps(config: OptimizerConfig, saved_at: int = 0) -> dict[
 def test_each_optimizer_goes_on_from_its_saved_state_bit_for_bit(name):
     if name in PACKAGES:
         pytest.importorskip(PACKAGES[name])
-    config = OptimizerConfig(name=name, learning_rate=1.0 if name == "prodigy" else 1e-2)
+    config = OptimizerConfig(name=name, learning_rate=1.0 if name in RATE_FOUND else 1e-2)
     straight, resumed = _states_of_twelve_steps(config), _states_of_twelve_steps(config, 5)
     assert straight.keys() == resumed.keys()
     assert all(torch.equal(straight[key], resumed[key]) for key in straight)
@@ -121,10 +123,66 @@ def test_each_optimizer_goes_on_from_its_saved_state_bit_for_bit(name):
         assert sum(t.nbytes for t in kept) < 0.5 * 4 * 16 * 512 * (1 if name == "lion8bit" else 2)
 
 
-def test_prodigy_with_a_small_rate_is_refused():
-    pytest.importorskip("prodigyopt")
-    with pytest.raises(ConfigError, match="set learning_rate to 1"):
-        check_optimizer(OptimizerConfig(name="prodigy"))
+@pytest.mark.parametrize("name", RATE_FOUND)
+def test_what_finds_its_rate_is_refused_a_small_one(name):
+    pytest.importorskip(PACKAGES[name])
+    with pytest.raises(ConfigError, match=f"{name} finds the learning rate itself.*set learning_rate to 1"):
+        check_optimizer(OptimizerConfig(name=name))
+
+
+def test_muon_is_torchs_for_matrices_and_adamw_for_all_else(monkeypatch):
+    config = OptimizerConfig(name="muon", learning_rate=1e-2, warmup_steps=0, schedule="constant")
+    shapes = ((8, 16), (16,), (4, 2, 3, 3), (2, 2))
+
+    def after_three_steps(made) -> list[Tensor]:
+        g = torch.Generator().manual_seed(0)
+        parameters = [nn.Parameter(torch.randn(shape, generator=g)) for shape in shapes]
+        rates = (1e-2, 5e-3)
+        groups = [{"params": parameters[:3], "lr": rates[0]}, {"params": parameters[3:], "lr": rates[1]}]
+        optimizer = made(groups)
+        for _ in range(3):
+            sum(p.square().sum() for p in parameters).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return [p.detach() for p in parameters]
+
+    decay = config.weight_decay
+    ours = after_three_steps(lambda groups: make_optimizer(groups, config))
+    adamw = after_three_steps(lambda groups: torch.optim.AdamW(groups, weight_decay=decay))
+    matrices = lambda groups: [  # noqa: E731
+        {**g, "params": [p for p in g["params"] if p.ndim == 2]} for g in groups
+    ]
+    muon = after_three_steps(
+        lambda groups: torch.optim.Muon(matrices(groups), weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+    )
+    assert [torch.equal(a, b) for a, b in zip(ours, muon, strict=True)] == [True, False, False, True]
+    assert [torch.equal(a, b) for a, b in zip(ours, adamw, strict=True)] == [False, True, True, False]
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(ConfigError, match=r"needs torch 2\.9 or newer and this is .*; update torch, or"):
+        check_optimizer(config)
+
+
+def test_a_rate_that_a_schedule_changes_reaches_both_halves_of_muon_after_a_resume():
+    config = TrainConfig(optimizer=OptimizerConfig(name="muon", learning_rate=1.0, warmup_steps=0))
+    shapes = ((4, 4), (4,))
+
+    def begun() -> Updater:
+        groups = [{"params": [nn.Parameter(torch.ones(s)) for s in shapes], "lr": 1.0}]
+        return Updater(groups, config, 4, fp16=False)
+
+    def step(updater: Updater) -> list[float]:
+        before = [p.detach().clone() for p in updater.parameters]
+        sum(p.square().sum() for p in updater.parameters).backward()
+        updater.step(torch.tensor(1.0))
+        return [(p - b).abs().max().item() for p, b in zip(updater.parameters, before, strict=True)]
+
+    updater = begun()
+    first = step(updater)
+    resumed = begun()
+    resumed.load_state_dict(*updater.state_dict())
+    for _ in range(2):
+        step(resumed)
+    assert all(last < 0.3 * f for last, f in zip(step(resumed), first, strict=True))
 
 
 def test_adafactor_with_a_rate_for_adamw_is_refused():

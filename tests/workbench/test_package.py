@@ -16,7 +16,7 @@ MAX_BYTES = 3_400_000
 PRODUCT = {
     *("__init__.py", "nodes", "trainer", "web", "workflows", "docs", "locales", "scripts", "recipes"),
     *("README.md", "README.zh.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
-    *("pyproject.toml", "requirements.txt", "requirements-evidence.txt"),
+    *("pyproject.toml", "requirements.txt", "requirements-evidence.txt", "requirements-optimizers.txt"),
 }
 _LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)

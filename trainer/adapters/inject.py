@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +13,11 @@ from peft import inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ..block_names import Blocks, block_counts, listed
 from ..config import AdapterConfig
 from ..errors import ConfigError, LoraFileError, ModelError
 from ..rng import stream
+from ..rules import selections
 from .kinds import KINDS
 from .layers import (
     OutputRotation,
@@ -36,6 +38,8 @@ from .targets import target_layers
 class LayerPlan:
     rank: int
     alpha: float
+    factor: float = 1.0
+    """On the learning rate; 0 freezes the layer."""
 
 
 Plans = Mapping[str, LayerPlan]
@@ -47,6 +51,8 @@ class Adapter:
 
     config: AdapterConfig
     layers: dict[str, nn.Module] = field(default_factory=dict)
+    factors: dict[str, float] = field(default_factory=dict)
+    """On the learning rate, of each layer."""
 
     def parameters(self) -> list[nn.Parameter]:
         """All that is trained; what `lr_by_block` freezes is left out."""
@@ -68,10 +74,9 @@ class Adapter:
                 f"lora_plus_ratio is {lora_plus_ratio} but kind is {self.config.kind}, which has no B;"
                 f" set the ratio to 1 or choose one of {', '.join(k for k in KINDS if KINDS[k].has_b)}"
             )
-        rules = self.config.lr_rules
         groups: dict[float, list[nn.Parameter]] = {}
         for name, layer in self.layers.items():
-            factor = rules.value(name, 1.0)
+            factor = self.factors.get(name, 1.0)
             for key, p in adapter_parameters(layer):
                 if p.requires_grad:
                     rate = factor * (lora_plus_ratio if key == "lora_B" else 1.0)
@@ -162,8 +167,7 @@ def injected(
     config = start.adapted(config) if start else config
     originals = {name: net.get_submodule(name) for name in plans}
     had_config = hasattr(net, "peft_config")
-    adapter = Adapter(config)
-    rates = config.lr_rules
+    adapter = Adapter(config, factors={name: plan.factor for name, plan in plans.items()})
     try:
         if KINDS[config.kind].peft:
             _inject_by_peft(net, config, originals, plans)
@@ -179,7 +183,7 @@ def injected(
                 )
             draws = stream(seed, f"{purpose} {name}")
             _prepare(layer, config, plans[name], draws, compute_dtype)
-            _freeze(layer, rates.value(name, 1.0) == 0)
+            _freeze(layer, plans[name].factor == 0)
             adapter.layers[name] = layer
         if not adapter.parameters():
             raise ConfigError("lr_by_block freezes every layer; leave one with a factor above 0")
@@ -195,16 +199,21 @@ def injected(
 
 
 def planned(net: nn.Module, config: AdapterConfig, start: StartingLora | None = None) -> dict[str, LayerPlan]:
-    """Rank and alpha of each layer that gets an adapter. Changes nothing; raises what `injected` would."""
+    """What each layer that gets an adapter has. Changes nothing; raises what `injected` would."""
+    every = [name for name, _ in net.named_modules()]
+    rates, ranks = config.lr_rules.settled(every), config.rank_rules.settled(every)
     if start:
         start.check_layers(net)
-        plans = {name: LayerPlan(rank, alpha) for name, (rank, alpha) in start.plans().items()}
+        plans = {
+            name: LayerPlan(rank, alpha, rates.value(name, 1.0))
+            for name, (rank, alpha) in start.plans().items()
+        }
     else:
-        rules = config.rank_rules
         plans = {}
-        for name in target_layers(net, config.targets, convolutions=config.kind == "locon"):
-            rank = int(rules.value(name, config.rank))
-            plans[name] = LayerPlan(rank, config.alpha or float(rank))
+        wanted = target_layers(net, config.targets, convolutions=config.kind == "locon")
+        for name in _in_blocks(wanted, config, every):
+            rank = int(ranks.value(name, config.rank))
+            plans[name] = LayerPlan(rank, config.alpha or float(rank), rates.value(name, 1.0))
     kind = start.kind if start else config.kind
     if config.file_names == "diffusers" and not KINDS[kind].has_b:
         raise ConfigError(
@@ -215,6 +224,19 @@ def planned(net: nn.Module, config: AdapterConfig, start: StartingLora | None = 
         for name, plan in plans.items():
             _check_lycoris_block(name, output_size(net.get_submodule(name)), plan.rank)
     return plans
+
+
+def _in_blocks(layers: Iterable[str], config: AdapterConfig, every: list[str]) -> list[str]:
+    """Those that the lines of `blocks` name, or all. Raises ConfigError for a line that names none."""
+    layers, counts = list(layers), block_counts(every)
+    named = [s.settled(counts) if isinstance(s, Blocks) else s for s in selections(config.blocks, "blocks")]
+    for one in named:
+        if not any(map(one.found_in, layers)):
+            raise ConfigError(
+                f"blocks: {one.text!r} is found in none of the {len(layers)} layers of targets"
+                f" {config.targets!r}; this model has {listed(counts)}"
+            )
+    return [name for name in layers if not named or any(one.found_in(name) for one in named)]
 
 
 def _check_lycoris_block(name: str, outputs: int, rank: int) -> None:

@@ -11,6 +11,7 @@ import re
 
 from torch import nn
 
+from ..block_names import in_block
 from ..errors import ConfigError
 from ..rules import REGEX, Expression, check_targets
 
@@ -28,9 +29,6 @@ _FUSED = re.compile(r"linear[12](_.*)?|to_qkv_mlp_proj")
 _NOT_PROJECTION = re.compile(
     r".*(norm|adaln|modulation|gate_logits|pos|embed|router).*|.*_mod|mod", re.IGNORECASE
 )
-_NUMBERED = re.compile(r"(block)?\d+")
-# UNet: the first convolution is the first of the numbered blocks, but not one of them.
-_FIRST_CONVOLUTION = "input_blocks.0.0"
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -42,14 +40,6 @@ def is_linear(module: nn.Module) -> bool:
 
 def is_convolution(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups == 1
-
-
-def in_block(name: str) -> bool:
-    """Whether a layer is part of a numbered block, and so not an embedding, the first or the last layer."""
-    parents = name.split(".")[:-1]
-    if name == _FIRST_CONVOLUTION or any("embedder" in p for p in parents):
-        return False
-    return any(_NUMBERED.fullmatch(p) for p in parents)
 
 
 def _is_attention(name: str) -> bool:

@@ -15,10 +15,11 @@ from typing import Any
 
 from ..errors import DatasetError, shortened
 from .framing import Box
+from .parquet import parquet_rows
 from .records import Problem
 
 SIDECAR_SUFFIXES = (".txt", ".caption")
-METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
+METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_COLUMNS = ("file_name", "image")
 TEXT_COLUMNS = ("text", "prompt")
 WEIGHT_COLUMN = "weight"
@@ -80,37 +81,37 @@ class Described:
 
 
 def read_metadata(path: Path) -> tuple[dict[Path, Described], list[Problem]]:
-    """What `metadata.csv` (with a header) or `metadata.jsonl` (an object a line) says of pictures.
+    """What `metadata.csv` (with a header), `metadata.jsonl` (an object a line) or `metadata.parquet` says of
+    pictures.
 
     Columns are `file_name` and `text`, or `image` and `prompt`; `weight`, `focus`, `control_path`,
-    `control_path_1` … may join them or replace the text. In jsonl a `control_path` may be a list.
+    `control_path_1` … may join them or replace the text. A `control_path` may be a list, but in csv.
     Returns {picture beside or below the file: what is said of it}, and what was skipped: paths are only names
     to look up and never opened, and one that leads out of the folder is refused. Raises DatasetError if the
     file as a whole cannot be used.
     """
-    text = read_text(path, MAX_METADATA_BYTES)
     found: dict[Path, Described] = {}
     bad: list[str] = []
     odd: list[str] = []
     outside: list[str] = []
-    for line, row in _csv_rows(path, text) if path.suffix.lower() == ".csv" else _jsonl_rows(text):
+    for line, row in _rows(path):
         name, caption = _first(row, FILE_COLUMNS), _first(row, TEXT_COLUMNS)
         given, around = _given(row, WEIGHT_COLUMN), _given(row, FOCUS_COLUMN)
         shown = _control_names(row)
         if not name or (caption is None and given is None and around is None and not shown):
-            bad.append(f"line {line} lacks a file name or a text")
+            bad.append(f"{line} lacks a file name or a text")
         elif (target := _below(path.parent, name)) is None:
-            bad.append(f"line {line} names {name!r}, which is outside the folder")
+            bad.append(f"{line} names {name!r}, which is outside the folder")
         else:
             weight, focus = _positive(given), _box(around)
             if given is not None and weight is None:
-                odd.append(f"line {line} has the weight {given!r}; left out, write a number above 0")
+                odd.append(f"{line} has the weight {given!r}; left out, write a number above 0")
             if around is not None and focus is None:
-                odd.append(f"line {line} has the focus {around!r}; left out, write left, top, right, bottom")
+                odd.append(f"{line} has the focus {around!r}; left out, write left, top, right, bottom")
             caption = None if caption is None else caption.strip()
             controls = [c for c in (_below(path.parent, s) for s in shown) if c is not None]
             if len(controls) < len(shown):
-                outside.append(f"line {line}")
+                outside.append(line)
             found.setdefault(
                 target, Described(caption=caption, weight=weight, focus=focus, controls=tuple(controls))
             )
@@ -166,16 +167,34 @@ def _at_least_0(given: Any) -> float | None:
     return 0.0 if given in (0, "0") else _positive(given)
 
 
+def _rows(path: Path) -> Iterator[tuple[str, dict]]:
+    """(where it is, column → value) of each row."""
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        rows = parquet_rows(path, _is_known, lambda found: _check_columns(path, found), MAX_METADATA_BYTES)
+        return ((f"row {n}", row) for n, row in rows)
+    text = read_text(path, MAX_METADATA_BYTES)
+    return ((f"line {n}", row) for n, row in (_csv_rows(path, text) if kind == ".csv" else _jsonl_rows(text)))
+
+
+def _is_known(column: str) -> bool:
+    names = (*FILE_COLUMNS, *TEXT_COLUMNS, WEIGHT_COLUMN, FOCUS_COLUMN)
+    return column in names or bool(CONTROL_COLUMN.fullmatch(column))
+
+
+def _check_columns(path: Path, columns: list[str]) -> None:
+    known = set(filter(_is_known, columns))
+    if not known & set(FILE_COLUMNS) or not known - set(FILE_COLUMNS):
+        raise DatasetError(
+            f"{path.name}: has the columns {columns}; name them file_name and text, or image and prompt"
+        )
+
+
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
         columns = [c.strip() for c in reader.fieldnames or ()]
-        controls = filter(CONTROL_COLUMN.fullmatch, columns)
-        said = {*TEXT_COLUMNS, WEIGHT_COLUMN, FOCUS_COLUMN, *controls}
-        if not set(columns) & set(FILE_COLUMNS) or not set(columns) & said:
-            raise DatasetError(
-                f"{path.name}: has the columns {columns}; name them file_name and text, or image and prompt"
-            )
+        _check_columns(path, columns)
         reader.fieldnames = columns
         for row in reader:
             yield reader.line_num, row

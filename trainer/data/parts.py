@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from .formats import OTHER_PICTURES
 from .formats import SUFFIXES as IMAGE_SUFFIXES
 from .layouts.source import Source
 from .metadata import SIDECAR_SUFFIXES
-from .records import Problem
+from .records import Problem, UnreadFolder
 
 MASK_ENDING = "-masklabel"
 MASK_FOLDER = "masks"
@@ -35,7 +35,9 @@ class Part:
     files: tuple[Path, ...]
     repeats: int = 1
     mask_files: tuple[Path, ...] = ()
-    """Of the mask folder."""
+    """Of its own mask folder."""
+    shared_masks: tuple[Path, ...] = ()
+    """Of a mask folder that serves all directories."""
     caption_suffixes: tuple[str, ...] = SIDECAR_SUFFIXES
 
     @cached_property
@@ -57,7 +59,7 @@ class Part:
     @cached_property
     def masks(self) -> dict[str, Path]:
         """Stem of the picture → its mask."""
-        in_folder = {p.stem: p for p in self.mask_files if p.suffix.lower() in IMAGE_SUFFIXES}
+        in_folder = {p.stem: p for p in _images((*self.shared_masks, *self.mask_files))}
         return in_folder | {p.stem[: -len(MASK_ENDING)]: p for p in self.files if _is_mask(p)}
 
     @cached_property
@@ -86,28 +88,40 @@ class Part:
                 )
                 yield Problem(path=path, reason=f"{reason}; rename one of them", skipped=False)
         for stem in sorted(self.masks.keys() - stems.keys()):
-            if self.masks[stem] in self.files or self.pictures:
-                reason = f"is a mask and there is no picture {stem}; rename it, or remove it"
-                yield Problem(path=self.masks[stem], reason=reason)
+            own = self.masks[stem] not in self.shared_masks
+            if own and (self.masks[stem] in self.files or self.pictures):
+                yield _unused_mask(self.masks[stem], stem)
         yield from alone(self._own)
-        beside = {p.stem for p in self.files if p.suffix.lower() not in SIDECAR_SUFFIXES}
+        texts = {*SIDECAR_SUFFIXES, *self.caption_suffixes}
+        beside = {p.stem for p in self.files if p.suffix.lower() not in texts}
         left = [p for (stem, _), p in self._sidecars.items() if stem not in beside]
         if left and self.pictures:
             reason = f"captions without a picture: {shortened(p.name for p in left)}; rename or remove them"
             yield Problem(path=left[0].parent, reason=reason, skipped=False)
 
 
-def parts_of(source: Source, problems: list[Problem], mask_folder: Path | None = None) -> list[Part]:
-    """The folder itself, then its subfolders that are read. Raises DatasetError if it cannot be read."""
+def parts_of(
+    source: Source,
+    problems: list[Problem],
+    mask_folder: Path | None = None,
+    control_folders: Sequence[Path] = (),
+) -> list[Part]:
+    """The folder itself, then its subfolders that are read. Raises DatasetError if it cannot be read.
+
+    mask_folder, control_folders: what lies in these is no picture of its own.
+    """
+    mask_folder = source.mask_folder or mask_folder
     given = _listing(mask_folder)[0] if mask_folder else ()
+    apart = [*control_folders, *source.control_folders, *([mask_folder] if mask_folder else [])]
     files, subfolders = _listing(source.folder)
     found = list[Part]()
-    waiting, seen = [(source.folder, 1, files, subfolders)], {source.folder.resolve()}
+    waiting = [(source.folder, 1, files, subfolders)]
+    seen = {source.folder.resolve(), *(folder.resolve() for folder in apart)}
     while waiting:
         folder, repeats, files, subfolders = waiting.pop(0)
         masks = [s for s in subfolders if s.name.lower() == MASK_FOLDER]
         inside = [p for s in masks for p in (_read(s, source, problems) or NOTHING)[0]]
-        found.append(Part(files, repeats, (*given, *inside), source.caption_suffixes))
+        found.append(Part(files, repeats, tuple(inside), given, source.caption_suffixes))
         if folder != source.folder and not source.nested:
             continue
         for subfolder in subfolders:
@@ -120,6 +134,8 @@ def parts_of(source: Source, problems: list[Problem], mask_folder: Path | None =
                 waiting.append((subfolder, times, *inner))
     for part in found:
         problems.extend(part.unused())
+    stems = {p.stem for part in found for p in part.pictures}
+    problems.extend(_unused_mask(p, p.stem) for p in _images(given) if stems and p.stem not in stems)
     return found
 
 
@@ -136,6 +152,8 @@ def _read(folder: Path, source: Source, problems: list[Problem]) -> Listing | No
 def _repeats(subfolder: Path, source: Source, problems: list[Problem]) -> int:
     """How often an epoch shows the pictures of a subfolder, by its name; 0 for one that is not read."""
     match = _REPEATS.fullmatch(subfolder.name)
+    if source.nested and source.config:  # numbers in names are kohya's, not those of who wrote this file
+        return 1
     if match and 1 <= int(match[1]) <= MAX_FOLDER_REPEATS:
         return int(match[1])
     if source.nested:
@@ -145,7 +163,7 @@ def _repeats(subfolder: Path, source: Source, problems: list[Problem]) -> int:
         problems.append(Problem(path=subfolder, reason=f"{reason}; rename it to 1_name"))
     elif count := len(Part((_read(subfolder, source, problems) or NOTHING)[0]).pictures):
         reason = f"is a subfolder with pictures ({count}); rename it to 1_name, or switch subfolders on"
-        problems.append(Problem(path=subfolder, reason=reason))
+        problems.append(UnreadFolder(path=subfolder, reason=reason))
     return 0
 
 
@@ -181,6 +199,14 @@ def confine(path: Path, root: Path) -> None:
 def problem_of(path: Path, error: DatasetError) -> Problem:
     reason = str(error).removeprefix(f"{path}: ").removeprefix(f"{path.name}: ")
     return Problem(path=path, reason=reason)
+
+
+def _images(files: Iterable[Path]) -> Iterator[Path]:
+    return (p for p in files if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _unused_mask(path: Path, stem: str) -> Problem:
+    return Problem(path=path, reason=f"is a mask and there is no picture {stem}; rename it, or remove it")
 
 
 def _is_mask(path: Path) -> bool:

@@ -112,6 +112,12 @@ class Problem:
         return readable(f"{self.path.name}: {self.reason}")
 
 
+class UnreadFolder(Problem):
+    """A subfolder with pictures that is not read."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dataset:
     """An ordered set of records, for training at `resolution` squared pixels."""

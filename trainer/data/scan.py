@@ -3,7 +3,7 @@
 Read are the pictures directly in the folder, and those in subfolders named like `10_cat`, which show
 each picture ten times an epoch (kohya's layout); other subfolders when asked. `layouts` knows what else a
 path can be. A picture's caption is, in this order: the .txt file of the same name, the .caption file, its
-row in metadata.csv, its row in metadata.jsonl. The metadata may also give it a weight and a focus.
+row in metadata.csv, metadata.jsonl or metadata.parquet. The metadata may also give it a weight and a focus.
 `cat-masklabel.png` is the mask of cat.jpg (OneTrainer's name), and so is a picture `cat` in the subfolder
 `masks` or in a mask folder. `cat-control.png` is what an edit model is shown beside its caption: see
 `controls`.
@@ -34,7 +34,7 @@ from .layouts.source import Source
 from .metadata import METADATA_NAMES, SIDECAR_SUFFIXES, Described, read_metadata, read_text
 from .parts import Part, confine, parts_of, problem_of
 from .pixels import inspect
-from .records import Dataset, ImageRecord, Problem, Role
+from .records import Dataset, ImageRecord, Problem, Role, UnreadFolder
 
 MAX_THREADS = 4
 """That decode at once: each may need 128 million pixels of memory."""
@@ -65,7 +65,7 @@ def scan_folder(
     root = Path(folder)
     problems: list[Problem] = []
     read = [
-        (source, parts_of(source, problems, mask_folder))
+        (source, parts_of(source, problems, mask_folder, control_folders))
         for source in sources(root, problems, subfolders=subfolders)
     ]
     total = sum(len(part.pictures) for _, parts in read for part in parts)
@@ -80,7 +80,8 @@ def scan_folder(
 
     for source, parts in read:
         own = replace(framing or Framing(), **source.framing)
-        records += _records(source, parts, own, control_folders, clips, problems, count)
+        folders = (*control_folders, *source.control_folders)
+        records += _records(source, parts, own, folders, clips, problems, count)
     records = [replace(r, repeats=r.repeats * repeats, role=_role(r, role)) for r in records]
     if not records:
         raise DatasetError(_nothing_usable(root, total, problems))
@@ -123,12 +124,12 @@ def _records(
             records.append(
                 ImageRecord(
                     path=path,
-                    caption=_caption(part, path, row, source, problems),
+                    caption=source.worded(_caption(part, path, row, source, problems)),
                     size=found.size,
                     digest=found.digest,
                     repeats=part.repeats * source.repeats,
                     role=source.role or "instance",
-                    weight=row.weight or 1.0,
+                    weight=(row.weight or 1.0) * source.weight,
                     mask=mask,
                     mask_digest=mask_digest,
                     framing=framing,
@@ -140,7 +141,8 @@ def _records(
                 )
             )
     finder.check(records)
-    problems[:] = [p for p in problems if p.path not in finder.places] + finder.problems
+    kept = [p for p in problems if not (isinstance(p, UnreadFolder) and p.path in finder.places)]
+    problems[:] = kept + finder.problems
     if listed:
         names = shortened(p.relative_to(root).as_posix() for p in listed)
         reason = f"metadata names pictures that are not there: {names}"
@@ -193,8 +195,10 @@ def folder_fingerprint(folder: str | os.PathLike[str], *, subfolders: bool = Fal
         h.update(b"\0" + os.fsencode(source.folder.absolute()) + str(source).encode("utf-8", "replace"))
         parts = parts_of(source, [])
         for part in parts:
-            for path in (*part.files, *part.mask_files):
-                _add_file(h, path, source.folder)
+            for path in (*part.files, *part.mask_files, *part.shared_masks):
+                _add_file(h, path, source)
+        for folder in source.control_folders:
+            h.update(folder_fingerprint(folder, subfolders=True).encode())
         for row in _metadata(parts, source.folder, []).values():
             for path in row.controls:
                 with suppress(OSError):
@@ -203,23 +207,21 @@ def folder_fingerprint(folder: str | os.PathLike[str], *, subfolders: bool = Fal
     return h.hexdigest()
 
 
-def _add_file(h: hashlib._Hash, path: Path, root: Path) -> None:
-    text = _is_text(path)
-    if not text and path.suffix.lower() not in IMAGE_SUFFIXES | OTHER_PICTURES | CLIP_SUFFIXES:
+def _add_file(h: hashlib._Hash, path: Path, source: Source) -> None:
+    metadata = path.name.lower() in METADATA_NAMES
+    captions = {*SIDECAR_SUFFIXES, *source.caption_suffixes}
+    text = path.suffix.lower() in captions or (metadata and path.suffix.lower() != ".parquet")
+    if not (text or metadata) and path.suffix.lower() not in IMAGE_SUFFIXES | OTHER_PICTURES | CLIP_SUFFIXES:
         return
     h.update(b"\0" + os.fsencode(path))
     try:
-        confine(path, root)
+        confine(path, path.parent if path.parent == source.mask_folder else source.folder)
         size, changed = state(path)
         h.update(f"\0{size}\0{changed}".encode())
         if text:
             h.update(read_text(path).encode("utf-8", "surrogatepass"))
     except (DatasetError, OSError) as e:
         h.update(f"\0{e}".encode("utf-8", "surrogateescape"))
-
-
-def _is_text(path: Path) -> bool:
-    return path.suffix.lower() in SIDECAR_SUFFIXES or path.name.lower() in METADATA_NAMES
 
 
 def _caption(part: Part, picture: Path, row: Described, source: Source, problems: list[Problem]) -> str:
@@ -232,7 +234,7 @@ def _caption(part: Part, picture: Path, row: Described, source: Source, problems
         return row.caption or source.caption
     try:
         confine(path, source.folder)
-        return read_text(path)
+        return read_text(path) or source.caption
     except DatasetError as e:
         problems.append(problem_of(path, e))
         return ""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..records import Problem
-from . import imagefolder, kohya, simpletuner
+from . import aitoolkit, imagefolder, kohya, simpletuner
 from .source import Source
 
 
@@ -23,6 +23,7 @@ class Layout:
 
 LAYOUTS = (
     Layout(kohya.recognises, kohya.read),
+    Layout(aitoolkit.recognises, aitoolkit.read),
     Layout(simpletuner.recognises, simpletuner.read),
     Layout(imagefolder.recognises, imagefolder.read),
 )

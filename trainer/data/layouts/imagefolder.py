@@ -3,6 +3,8 @@
 train/metadata.jsonl        {"file_name": "dogs/1.png", "text": "…"}
 train/dogs/1.png
 validation/…                held out
+
+The metadata may be a .csv or a .parquet, too, one in each split.
 """
 
 from __future__ import annotations
@@ -43,6 +45,10 @@ def read(path: Path, problems: list[Problem]) -> list[Source]:
     splits = {p.name.lower(): p for p in sorted(base.iterdir()) if p.is_dir()}
     if "train" not in splits:
         return [Source(folder=path, nested=True)]
+    for file in sorted(base.iterdir()):
+        if file.name.lower() in METADATA_NAMES:
+            reason = "lies beside the folder train and is not read; move it into it"
+            problems.append(Problem(path=file, reason=reason))
     for name in _UNUSED:
         if name in splits:
             reason = "is a split for tests and is not used; move what should be trained to train"

@@ -33,13 +33,33 @@ class Source:
     """files; name: the file's name, with spaces for underscores; given: `caption` for all."""
     framing: Mapping[str, Any] = field(default_factory=dict)
     """Fields of Framing that the layout sets."""
+    trigger: str | None = None
+    """What `[trigger]` in a caption stands for, and what is put before captions of the subject that lack it.
+    None leaves captions as they are."""
+    weight: float = 1.0
+    """Factor on the loss of each picture."""
+    mask_folder: Path | None = None
+    """With masks of the same stems."""
+    control_folders: tuple[Path, ...] = ()
+    """With control pictures of the same stems."""
     config: Path | None = None
     """The file that said so."""
 
+    def worded(self, caption: str) -> str:
+        """The caption with the trigger in it."""
+        if self.trigger is None:
+            return caption
+        caption = caption.replace("[trigger]", self.trigger)
+        missing = self.role != "class" and self.trigger not in caption
+        return f"{self.trigger} {caption}".strip() if missing else caption.strip()
 
-def read_config(path: Path, parse: Callable[[str], Any]) -> Any:
-    """What a configuration file says. Raises DatasetError that names the file and, if known, the line."""
-    text = read_text(path, MAX_CONFIG_BYTES)
+
+def read_config(path: Path, parse: Callable[[str], Any], limit: int = MAX_CONFIG_BYTES) -> Any:
+    """What a configuration file says. limit: its bytes.
+
+    Raises DatasetError that names the file and, if known, the line.
+    """
+    text = read_text(path, limit)
     try:
         return parse(text)
     except (ValueError, RecursionError) as e:
