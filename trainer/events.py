@@ -83,6 +83,8 @@ class Judged:
     """Key of `evidence.figures` → its value."""
     best: bool
     """By `evidence.choice` the best so far."""
+    seen_by: str = ""
+    """`runs.record.seen_by`: figures of another judge or of other pictures do not compare."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -287,6 +287,10 @@ def test_the_script_fails_for_a_worse_report_only(tmp_path):
     assert worse.returncode == 1, worse.stderr
     assert "| step 10 | subject fidelity" in worse.stdout
     assert "worse" in worse.stdout
+    assert run_script(good, good).returncode == 0
+    refused = run_script(good, tmp_path / "missing.json")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "missing.json is no report of Evaluate LoRA" in refused.stderr
     same = regression.compare(regression.read_report(good), regression.read_report(good))
     assert len(same) > 10
     assert not any(d.worse or d.better for d in same)
@@ -306,6 +310,8 @@ def test_reports_of_other_judges_and_files_that_are_none_are_refused(tmp_path):
     broken = {**content, "columns": [{"label": "step 10", "figures": {"subject": {"value": 1}}}]}
     with pytest.raises(ConfigError, match="not whole"):
         regression.compare(content, broken)
+    with pytest.raises(ConfigError, match="not whole"):
+        regression.compare(content, {"format": content["format"]})
 
 
 # What is drawn.

@@ -12,12 +12,13 @@ from in_graph_lora.trainer.events import Judged
 from in_graph_lora.trainer.evidence.choice import Bounds
 from in_graph_lora.trainer.runs.folder import RunFolder
 from in_graph_lora.trainer.runs.judged import best_judged, best_of, shots_of
-from in_graph_lora.trainer.runs.record import Record
+from in_graph_lora.trainer.runs.record import Record, seen_by
 
 CONFIG = TrainConfig(
     preview=PreviewConfig(prompts=("a x toy", "a toy"), unrelated_prompts=("a lake",), seed=2**64 - 2),
     validation=ValidationConfig(decides=BY_JUDGE, judge="j 0", max_drift=0.4),
 )
+BY = {"seen_by": seen_by(CONFIG)}
 FOUND = {
     0: {"subject": 0.9, "drift": 0.0},
     10: {"subject": 0.3, "drift": 0.1, "copies": 0.0},
@@ -30,7 +31,8 @@ FOUND = {
 def folder(path: Path, config: TrainConfig = CONFIG) -> RunFolder:
     made = RunFolder.create(path, config, Record(key=""))
     for step, figures in FOUND.items():
-        made.log.add(Judged(step=step, figures=figures, best=False))
+        made.log.add(Judged(step=step, figures=figures, best=False, seen_by=seen_by(CONFIG)))
+    made.log.add(Judged(step=20, figures={"subject": 1.0}, best=True, seen_by="another judge"))
     return made
 
 
@@ -56,9 +58,9 @@ def test_a_past_run_knows_its_best_step_with_its_own_bounds(tmp_path):
 def test_a_line_of_the_log_that_is_not_ours_is_left_out(tmp_path, figures):
     run = folder(tmp_path)
     with run.log.path.open("a", encoding="utf-8") as log:
-        log.write(json.dumps({"event": "Judged", "step": 20, "figures": figures, "best": True}) + "\n")
-        log.write(json.dumps({"event": "Judged", "figures": {"subject": 1.0}}) + "\n")
-    assert run.log.judged() == FOUND
+        log.write(json.dumps({"event": "Judged", "step": 20, "figures": figures, "best": True, **BY}) + "\n")
+        log.write(json.dumps({"event": "Judged", "figures": {"subject": 1.0}, **BY}) + "\n")
+    assert run.log.judged(seen_by(CONFIG)) == FOUND
 
 
 def test_a_line_without_the_trigger_is_of_the_class_and_seeds_count_up_as_the_previews_do():

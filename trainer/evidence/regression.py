@@ -48,12 +48,12 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Differe
     The same prompts and seeds are compared in pairs. Raises ConfigError when the judges differ, whose figures
     have nothing to do with each other, or nothing is in both.
     """
-    if before["judge"] != after["judge"]:
-        names = [f"{report['judge'] or 'none'}" for report in (before, after)]
-        raise ConfigError(f"the judges differ ({names[0]}; {names[1]}); evaluate both with one judge")
-    paired = before["shots"] == after["shots"]
     found = []
     try:
+        if before["judge"] != after["judge"]:
+            names = [f"{report['judge'] or 'none'}" for report in (before, after)]
+            raise ConfigError(f"the judges differ ({names[0]}; {names[1]}); evaluate both with one judge")
+        paired = before["shots"] == after["shots"]
         old = {column["label"]: column["figures"] for column in before["columns"]}
         for column in after["columns"]:
             for key, content in column["figures"].items():

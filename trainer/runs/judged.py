@@ -24,6 +24,7 @@ from ..evidence.sight import Judge, Sight, look
 from ..timeline import JUDGING
 from .folder import RunFolder
 from .previews import Previews
+from .record import seen_by
 
 Figures = Mapping[str, float]
 UNRELATED: Kind = "unrelated"
@@ -114,9 +115,9 @@ class JudgedSteps:
         findings = measure(self._shots, base, self._seen(step) if step else base, known)
         own = {key: found.value for key, found in findings.figures.items() if found.figure.shown}
         self.found[step] = own
-        event = Judged(step=step, figures=own, best=self.best_step == step)
-        if self._folder.log.judged().get(step) != own:
-            self._emit(event)
+        by = seen_by(self._config)
+        if self._folder.log.judged(by).get(step) != own:
+            self._emit(Judged(step=step, figures=own, best=self.best_step == step, seen_by=by))
 
     @property
     def choice(self) -> Choice:
@@ -158,15 +159,22 @@ def best_of(found: Mapping[int, Figures], limits: Bounds) -> tuple[int | None, C
     return (steps[choice.column] if choice.column is not None else None), choice
 
 
+def judged_before(folder: RunFolder) -> tuple[TrainConfig | None, dict[int, dict[str, float]]]:
+    """(settings, step → figures) of a past run; nothing of a config of another version, or not whole."""
+    try:
+        config = TrainConfig.from_dict(folder.config())
+    except (ConfigError, TypeError, AttributeError):
+        return None, {}
+    return config, folder.log.judged(seen_by(config)) if config.validation.judge else {}
+
+
 def best_judged(folder: RunFolder, steps: Collection[int]) -> int | None:
     """Of a past run's steps; None where no judge decided."""
-    try:
-        wishes = TrainConfig.from_dict(folder.config()).validation
-    except (ConfigError, TypeError, AttributeError):  # of another version, or not whole
+    config, figures = judged_before(folder)
+    if config is None or config.validation.decides != BY_JUDGE:
         return None
-    if wishes.decides != BY_JUDGE:
-        return None
-    found = {step: own for step, own in folder.log.judged().items() if step in steps}
+    wishes = config.validation
+    found = {step: own for step, own in figures.items() if step in steps}
     return best_of(found, Bounds(drift=wishes.max_drift, copies=wishes.max_copies))[0]
 
 

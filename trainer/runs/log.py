@@ -42,9 +42,9 @@ class EventLog:
         found = self.events("Validated")
         return [Validated(step=e["step"], loss=_number(e["loss"]), best=e["best"]) for e in found]
 
-    def judged(self) -> dict[int, dict[str, float]]:
-        """Step → key of a figure → its value, as it was last said."""
-        return {e["step"]: e["figures"] for e in self.events("Judged")}
+    def judged(self, seen_by: str) -> dict[int, dict[str, float]]:
+        """Step → key of a figure → its value, as it was last said. seen_by: of `record.seen_by`."""
+        return {e["step"]: e["figures"] for e in self.events("Judged") if e.get("seen_by") == seen_by}
 
     def rewind(self, step: int) -> int:
         """Forget events after `step`, which will happen again. Returns how many damaged lines went too."""

@@ -15,7 +15,7 @@ from ..errors import ConfigError, shortened
 from ..evidence.figures import FIGURES
 from .checkpoints import loras, strangers
 from .folder import RunFolder
-from .judged import best_judged
+from .judged import best_judged, judged_before
 from .validation import Validation
 
 NEWEST, BEST = 0, -1
@@ -57,7 +57,7 @@ def load_past_run(folder: RunFolder, step: int) -> PastRun:
         lines.append(f"loss at this step {losses[-1]:.5f}")
     if step in validations:
         lines.append(f"held-out loss {validations[step]:.5f}")
-    if said := folder.log.judged().get(step):
+    if said := judged_before(folder)[1].get(step):
         figures = [f"{f.title} {said[f.key]:.3f}" for f in FIGURES if f.key in said]
         lines.append(f"judge: {', '.join(figures)}")
     if others := strangers(folder.checkpoints):

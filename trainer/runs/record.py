@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,13 @@ def decided_by(config: TrainConfig) -> str:
     own = config.validation
     if own.decides != BY_JUDGE:
         return ""
+    return f"{seen_by(config)}; drift {own.max_drift:g}, copies {own.max_copies:g}"
+
+
+def seen_by(config: TrainConfig) -> str:
+    """A digest of the judge and of all that decides the sample pictures besides the LoRA."""
     pictures = asdict(replace(config.preview, every=1))
-    return f"{own.judge}; {own.max_drift:g}, {own.max_copies:g}; {pictures}"
+    return hashlib.sha256(f"{config.validation.judge} {pictures}".encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
