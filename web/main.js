@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { captionsView } from "./captions_view.mjs";
 import { compareView } from "./compare_baseline.mjs";
 import { loadDatasetView } from "./load_dataset.mjs";
 import { loadRunView } from "./load_run.mjs";
@@ -17,12 +18,12 @@ import { speak, t } from "./words.mjs";
 /** Kind of node → what makes its view. */
 const VIEWS = {
   ApplyLoRA: textView,
-  CaptionImages: textView,
+  CaptionImages: captionsView,
   CheckTrigger: markdownView,
   CompareBaseline: compareView,
   CompareReports: markdownView,
   DatasetReport: markdownView,
-  EditCaptions: textView,
+  EditCaptions: captionsView,
   EvaluateLoRA: markdownView,
   JoinDatasets: markdownView,
   LoadDataset: loadDatasetView,

@@ -1,8 +1,9 @@
-// What the server says, in Chinese: {} is anything, {0} the first of them. A test finds the sentences in the code.
+// What the server says, in Chinese: {} is anything, {0} the first of them, {=0} as it was. A test finds the sentences
+// in the code.
 
 /** @type {[string, string][]} */
 export const SENTENCES = [
-  ["{}: {}", "{0}：{1}"],
+  ["{}: {}", "{=0}：{1}"],
   // settings
   ["{} is {}; choose one of {}", "{0} 为 {1}；请从以下选择：{2}"],
   ["{} is {}; choose a number above 0", "{0} 为 {1}；请填大于 0 的数"],
@@ -195,10 +196,10 @@ export const SENTENCES = [
   ["{} replaces what is no character in {}; type it again, or save it as UTF-8", "{1} 中不是字符的内容已换成 {0}；请重新填写，或存为 UTF-8"],
   ["{}: has no caption file of its own, since it does not come from a plain folder; use Edit Captions", "{0}：不是来自普通文件夹，没有自己的描述文件；请使用“编辑描述”节点"],
   ["{}: has several captions; edit their file", "{0}：有多条描述；请直接编辑文件"],
-  ["{}: its caption is another one than was loaded; run Load Dataset again", "{0}：描述与加载时不同；请重新运行“加载数据集”"],
+  ["{}: its caption is another one than was loaded; run the graph again", "{0}：描述与加载时不同；请重新运行工作流"],
   ["{}: was edited elsewhere meanwhile; open the captions again", "{0}：同时在别处被修改；请重新打开描述"],
   ["there is no such picture in the dataset; open the captions again", "数据集中没有这张图片；请重新打开描述"],
-  ["there is no such dataset any more; run Load Dataset again", "该数据集已不存在；请重新运行“加载数据集”"],
+  ["there is no such dataset any more; run the graph again", "该数据集已不存在；请重新运行工作流"],
   ["send the edits as application/json", "请以 application/json 发送修改"],
   ["more than {} bytes of edits; send fewer at a time", "修改超过 {0} 字节；请分次发送"],
   // framing and clips
@@ -345,9 +346,7 @@ export const SENTENCES = [
   ["encoding captions", "正在编码描述"],
   ["preview at step {}", "第 {0} 步的预览"],
   // what nodes tell of a dataset
-  ["{} images · {} skipped · {} buckets", "{0} 张图片 · 跳过 {1} · {2} 个分桶"],
-  ["{} images · {} skipped · {} bucket", "{0} 张图片 · 跳过 {1} · {2} 个分桶"],
-  ["{} image · {} skipped · {} bucket", "{0} 张图片 · 跳过 {1} · {2} 个分桶"],
+  ["the first {} captions; there are {} more", "前 {0} 条描述；另外还有 {1} 条"],
   ["skipped: {}", "跳过：{0}"],
   ["note: {}", "注意：{0}"],
   ["and {} more", "以及另外 {0} 个"],
@@ -375,9 +374,4 @@ export const SENTENCES = [
   ["the classifier {} gives NaN or infinite numbers; choose another one", "分类器 {0} 给出 NaN 或无穷大；请选择其他分类器"],
   ["there is no report {}; refresh the page and choose again", "没有报告 {0}；请刷新页面后重新选择"],
   ["there is no report {}; choose one of the list, or run Evaluate LoRA", "没有报告 {0}；请从列表中选择，或运行“评估 LoRA”"],
-  ["⚠ {}", "⚠ {0}"],
-  ["| {} | skipped | {} |", "| {0} | 跳过 | {1} |"],
-  ["| {} | note | {} |", "| {0} | 提示 | {1} |"],
-  ["| file | | why |", "| 文件 | | 原因 |"],
-  ["| trained at | {} | cut, on average |", "| 训练尺寸 | {0} | 平均裁去 |"],
 ];

@@ -30,7 +30,7 @@ export function markdownView(/** @type {Host} */ host) {
   const box = boxOf(host, 360);
   return {
     executed(output) {
-      if (output?.text) fillMarkdown(box(), told(output.text.join("\n")));
+      if (output?.text) fillMarkdown(box(), output.text.join("\n"));
     },
   };
 }
