@@ -84,10 +84,11 @@ ELSEWHERE = re.compile(
     # Progress, which ComfyUI's own bar shows; names of the literature; the log; what sentences are made of.
     r"looking at |the pictures of |: picture |held-out loss of .*, picture|seed .* · |CLIP-|PRES \("
     r"|picture looks|pictures look|: is a link or no file| of v0x pictures says|HostControls"
-    r"| v1x like another| several frames;| too small for the res| there twice| blurred \(sharp|v0x like v1x"
-    r"| of the v0x within|^about v0x a step|v0x \(v1x times\)|^v0x pass(es)?$|^v0x like another|are v0x reference only"
-    r"|is v0x references|^step v0x$|^system memory$|^the card$|^as loaded$|^v0x a pass, v1x a step|On the v0x"
-    r"|a column, same prompts and seeds. v1x$|^Text files beside|^Caption Images: %s|^Better: v0x|Best: v0x\*\* \(v1x"
+    r"| v1x like another| several frames;| too small for the res| there twice| blurred \(sharp"
+    r"|v0x like v1x|^v0x like another| of the v0x within|^about v0x a step|v0x \(v1x times\)"
+    r"|^v0x pass(es)?$|^v0x a pass, v1x a step|are v0x reference only|is v0x references"
+    r"|^step v0x$|^system memory$|^the card$|^as loaded$|On the v0x|a column, same prompts and seeds. v1x$"
+    r"|^Text files beside|^Caption Images: %s|^Better: v0x|Best: v0x\*\* \(v1x"
 )
 
 
@@ -159,8 +160,10 @@ BLOCKS = """
     const text = (block) => block.rows ? block.rows.flat().map((cell) => cell.text).join("|") : block.text;
     const said = (markdown) => m.blocks(markdown).map(text).join("\\n");
     // A paragraph or a table, a word, the head of a column, a row, of a candidate, of the best one.
-    const places = (own) => [own, `# ${own}`, `| ${own} |`, `|a|\\n${own}`, `b: ${own}`, `**Best: b** (${own}).`];
-    return a[0].map((own) => places(own).map(said).find((chinese) => /[\u4e00-\u9fff]/.test(chinese)) ?? own);
+    const best = (own) => `**Best: b** (${own}).`;
+    const places = (own) => [own, `# ${own}`, `| ${own} |`, `|a|\\n${own}`, `b: ${own}`, best(own)];
+    const chinese = (text) => /[\u4e00-\u9fff]/.test(text);
+    return a[0].map((own) => places(own).map(said).find(chinese) ?? own);
 """
 
 
