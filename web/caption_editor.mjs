@@ -114,6 +114,8 @@ class CaptionEditor {
 
   drawTags() {
     const all = this.captions.tags();
+    const buttons = () => /** @type {HTMLElement[]} */ ([...this.tags.querySelectorAll("button")]);
+    const focused = buttons().findIndex((button) => button === document.activeElement);
     this.tags.replaceChildren(
       ...all.slice(0, MOST_TAGS).map(([tag, count]) =>
         make(
@@ -134,6 +136,7 @@ class CaptionEditor {
         ),
       ),
     );
+    if (focused >= 0) buttons()[Math.min(focused, buttons().length - 1)]?.focus();
   }
 
   filter(/** @type {string} */ tag) {

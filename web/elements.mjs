@@ -69,11 +69,15 @@ export function openDialog(label, content, className = "") {
     content,
   );
   keepEvents(dialog);
-  dialog.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape") return;
-    event.stopPropagation(); // ComfyUI would keep the dialog open, and act on it too
+  // Wherever the focus is: ComfyUI would keep the dialog open, and act on the key too.
+  const onEscape = (event) => {
+    if (event.key !== "Escape" || [...document.querySelectorAll("dialog.igl[open]")].at(-1) !== dialog) return;
+    event.stopPropagation();
+    event.preventDefault();
     dialog.close();
-  });
+  };
+  window.addEventListener("keydown", onEscape, true);
+  dialog.addEventListener("close", () => window.removeEventListener("keydown", onEscape, true));
   document.body.append(dialog);
   dialog.showModal();
   return dialog;

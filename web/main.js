@@ -102,12 +102,15 @@ function inFront(promptId, workflow) {
   return workflow !== "" && workflow === rootGraph()?.id;
 }
 
+let attached = 0;
+
 /** A widget that only shows something: it is never part of the saved values. */
 function attach(node, name, element, height) {
-  let widget = node.widgets?.find((w) => w.name === name && w.element === element);
+  let widget = node.widgets?.find((w) => w.element === element);
   if (widget?.inGraphLoraHeight === height) return;
   if (!widget) {
-    widget = node.addDOMWidget(name, name, element, {
+    // Nodes 2.0 keeps the element of a node of the same number in another tab where the name is the same.
+    widget = node.addDOMWidget(`${name}_${++attached}`, name, element, {
       serialize: false,
       hideOnZoom: false,
       getMinHeight: () => widget.inGraphLoraHeight,
@@ -123,7 +126,7 @@ function attach(node, name, element, height) {
 
 /** Take what `attach` has put on a node off again, and give back its height. */
 function detach(node, name) {
-  const widget = node.widgets?.find((w) => w.name === name);
+  const widget = node.widgets?.find((w) => w.type === name);
   if (!widget) return;
   const before = node.computeSize()[1];
   node.removeWidget(widget);

@@ -33,16 +33,27 @@ function filled(/** @type {string} */ text, /** @type {Record<string, any>} */ v
   return text.replace(/\{(\w+)\}/g, (whole, name) => (Object.hasOwn(values, name) ? String(values[name]) : whole));
 }
 
-/** A word of a report, or several with commas between them: "drift (step 5), streamed 0.5"; else a sentence. */
+/** A word of a report, or several with commas between them: "drift (step 5), 3 unrelated"; else a sentence. */
 export function term(/** @type {string} */ text) {
-  const terms = CATALOGUES[now]?.terms;
-  if (!terms) return text;
-  if (Object.hasOwn(terms, text)) return terms[text];
-  const parts = text.split(", ").map((part) => {
-    const [, first, rest] = /^(.*?)( \(.*\)| [\d.]+| \S+)?$/.exec(part) ?? [];
-    return Object.hasOwn(terms, part) ? terms[part] : Object.hasOwn(terms, first) ? terms[first] + (rest ?? "") : null;
-  });
+  const whole = named(text);
+  if (whole !== null) return whole;
+  const parts = text.split(", ").map(named);
   return parts.includes(null) ? told(text) : parts.join(", ");
+}
+
+/** A term with a number before it, and a value or a candidate behind it; null where it is none. */
+function named(/** @type {string} */ text) {
+  const terms = CATALOGUES[now]?.terms ?? {};
+  if (Object.hasOwn(terms, text)) return terms[text];
+  const [, count = "", words] = /^(\d+ )?(.*)$/s.exec(text) ?? [];
+  for (let at = words.length; at > 0; at = words.lastIndexOf(" ", at - 1)) {
+    const first = words.slice(0, at);
+    if (!Object.hasOwn(terms, first)) continue;
+    const [, inner] = /^ \((.*)\)$/s.exec(words.slice(at)) ?? [];
+    const rest = inner === undefined ? words.slice(at) : ` (${(inner.includes(" ") && terms[inner]) || candidate(inner)})`;
+    return count + terms[first] + rest;
+  }
+  return null;
 }
 
 /** A LoRA that is compared: "step 5 × 0.5", "without LoRA", or a name of the user's. */

@@ -155,6 +155,30 @@ def test_every_text_of_a_report_is_said_in_chinese():
     assert len(found) > 120
 
 
+TABLE = """| candidate | figure | prompt |
+|---|---|---|
+| step 5 × 0.5 | drift (the references) | drift |
+| model | drift of the distribution (KID) (step 5) | rare |"""
+
+
+def test_in_a_report_names_captions_and_prompts_stay_as_they_are():
+    body = """speak("zh");
+        const texts = (rows) => rows.map((row) => row.map((cell) => cell.text));
+        return m.blocks(a[0]).map((block) => block.rows ? texts(block.rows) : block.text);"""
+    told = "- most frequent parts between commas: skipped: rare (2)"
+    report = f"## Evidence\n\n**Worse**: drift (model).\n\n{told}\n\n{TABLE}"
+    assert evaluated("markdown.mjs", body, report) == [
+        "评估",
+        "变差：漂移 (model)。",
+        "- 逗号之间最常见的部分：skipped: rare (2)",
+        [
+            ["候选", "指标", "提示词"],
+            ["第 5 步 × 0.5", "漂移 (参考图片)", "drift"],
+            ["model", "分布的漂移（KID） (第 5 步)", "rare"],
+        ],
+    ]
+
+
 BLOCKS = """
     speak("zh");
     const text = (block) => block.rows ? block.rows.flat().map((cell) => cell.text).join("|") : block.text;
