@@ -104,8 +104,8 @@ OURS = "the file is empty (0 bytes); copy it again"
 CAPTIONS = {"dataset": ["1", 0], "method": "template", "class_word": "", "template": "{trigger}, {caption}"}
 SHOW = """(kind) => {
     const node = app.graph.nodes.find((n) => n.type === kind);
-    app.canvas.ds.scale = 1;
-    app.canvas.ds.offset = [400 - node.pos[0], 150 - node.pos[1]];
+    app.canvas.ds.scale = 0.7;
+    app.canvas.ds.offset = [600 - node.pos[0], 150 - node.pos[1]];
     app.canvas.setDirty(true, true);
 }"""
 

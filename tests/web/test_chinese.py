@@ -92,7 +92,7 @@ SHOWN = {"显存方案", "激活与梯度", "与未改动底模的对比", "像�
 SHOWN |= {"没有描述", "是罕见词", "已完成", "显存方案：每次前向", "平均裁去", "跳过"}
 THEIRS = re.compile(
     r"aawxbc|figurine|a photo of|a red toy|[\w/.-]+\.(?:jpg|png|safetensors)|[\w-]+/[\w/-]+|clip_l|`[^`]*`"
-    r"|euler|normal|cfg|token|LoRA|words|^Rarer.*$|更罕见的词：.*$",
+    r"|euler|normal|cfg|token|LoRA|更罕见的词：.*$|\.txt|Truncated File Read",
     re.MULTILINE,
 )
 """Names, paths, and words of the user."""
