@@ -21,7 +21,7 @@ class ApplyLoRA(io.ComfyNode):
             display_name="Apply LoRA (In-Graph)",
             category=CATEGORY,
             description="Puts a trained LoRA, or a LoRA file, on the model and the CLIP.",
-            search_aliases=["apply lora", "lora", "load lora", "preview lora"],
+            search_aliases=["apply lora", "lora", "load lora", "preview lora", "应用 LoRA"],
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model to put the LoRA on. The input itself stays untouched."

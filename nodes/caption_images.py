@@ -42,8 +42,8 @@ class CaptionImages(io.ComfyNode):
             description="Writes captions from a template with a trigger word and a class word, from file"
             " names, or by a model that looks at the pictures.",
             search_aliases=[
-                "caption", "trigger word", "tag images", "auto caption", "WD tagger", "BLIP", "Florence-2",
-                "JoyCaption", "Qwen-VL", "打标", "反推",
+                "caption", "trigger word", "tag images", "auto caption", "WD tagger", "BLIP",
+                "Florence-2", "JoyCaption", "Qwen-VL", "打标", "反推", "captioning", "描述",
             ],
             is_output_node=True,
             inputs=[

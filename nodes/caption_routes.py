@@ -1,6 +1,6 @@
 """HTTP endpoints of the captions on the canvas, below /in_graph_lora/captions.
 
-A request names a dataset that Load Dataset has loaded in this process, and the number of a picture in it.
+A request names a dataset that a node has given in this process, and the number of a picture in it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from aiohttp import web
 
 from ..trainer.errors import DatasetError, StorageError
 from ..trainer.host.progress import add_route
-from .load_dataset import DESKS
+from .captions_out import DESKS
 
 MAX_BODY = 8 * 2**20
 MAX_EDITS = 20_000

@@ -1,4 +1,4 @@
-"""What nodes that write captions have in common: files beside the pictures, and the texts on the node."""
+"""What nodes with captions have in common: files beside the pictures, the texts on the node, the editor."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
+from ..trainer.data.caption_desk import Desks
 from ..trainer.data.caption_files import write_captions
 from ..trainer.host.paths import graph_images_directory
 from ..trainer.text import garbled
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+DESKS = Desks()
+"""Where the page edits captions."""
 MAX_SHOWN = 200
 """Captions on the node; the list output has them all."""
 
@@ -41,7 +44,9 @@ def captions_out(dataset: Dataset, write_sidecars: str, notes: Sequence[str] = (
     if odd := garbled(dataset.texts):
         log.warning("%s", odd)
         told.append(odd)
-    lines = [f"{r.name}: {r.caption}" for r in dataset.records[:MAX_SHOWN]]
     if (more := len(dataset) - MAX_SHOWN) > 0:
-        lines.append(f"and {more} more")
-    return io.NodeOutput(dataset, [r.caption for r in dataset.records], ui={"text": [*told, *lines]})
+        told.append(f"the first {MAX_SHOWN} captions; there are {more} more")
+    lines = [f"{r.name}: {r.caption}" for r in dataset.records[:MAX_SHOWN]]
+    # told: how many of the lines are ours, the page translates no others.
+    shown = {"text": [*told, *lines], "told": [len(told)], "captions": [DESKS.add(dataset)]}
+    return io.NodeOutput(dataset, [r.caption for r in dataset.records], ui=shown)

@@ -27,7 +27,7 @@ class CompareBaseline(io.ComfyNode):
             display_name="Compare Baseline",
             category=CATEGORY,
             description="Samples each prompt with and without the LoRA, same seeds, side by side.",
-            search_aliases=["before after", "xy plot", "lora strength", "compare"],
+            search_aliases=["before after", "xy plot", "lora strength", "compare", "compare lora", "对比"],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model without the LoRA."),

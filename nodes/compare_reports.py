@@ -18,7 +18,7 @@ class CompareReports(io.ComfyNode):
             display_name="Compare Reports",
             category=CATEGORY,
             description="Holds each figure of one report of Evaluate LoRA against another's.",
-            search_aliases=["regression", "evaluation", "quality", "worse"],
+            search_aliases=["regression", "evaluation", "quality", "worse", "compare reports", "对比报告"],
             is_output_node=True,
             inputs=[
                 io.Combo.Input("before", options=there, tooltip="The report that was good; newest first."),

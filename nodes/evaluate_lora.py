@@ -31,7 +31,18 @@ class EvaluateLoRA(io.ComfyNode):
             is_output_node=True,
             description="Is the subject learned, what did the model forget, which step and strength are best?"
             " Figures with intervals.",
-            search_aliases=["quality", "clip score", "dino", "kid", "fid", "overfitting", "best checkpoint"],
+            search_aliases=[
+                "quality",
+                "clip score",
+                "dino",
+                "kid",
+                "fid",
+                "overfitting",
+                "best checkpoint",
+                "evaluate lora",
+                "test lora",
+                "评估",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model without the LoRA."),
                 io.Clip.Input("clip", tooltip="The text encoder without the LoRA."),

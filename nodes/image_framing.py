@@ -23,7 +23,7 @@ class ImageFraming(io.ComfyNode):
             display_name="Image Framing",
             category=CATEGORY,
             description="How pictures are cropped, mirrored and sized for training.",
-            search_aliases=["crop", "flip", "augmentation", "bucket", "multi resolution", "裁剪"],
+            search_aliases=["crop", "flip", "augmentation", "bucket", "multi resolution", "裁剪", "resize"],
             inputs=[
                 io.String.Input(
                     "resolutions",

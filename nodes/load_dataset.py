@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
-from ..trainer.data.caption_desk import Desks
 from ..trainer.data.clip import CLIPS, ClipOptions
 from ..trainer.data.joining import caption_lines, joined
 from ..trainer.data.kept import KeptFiles
@@ -19,6 +18,7 @@ from ..trainer.host.paths import graph_images_directory, input_directory, unpack
 from ..trainer.host.progress import NodeProgress
 from ..trainer.pictures.contact_sheet import contact_sheet
 from ..trainer.text import lines
+from .captions_out import DESKS
 from .sockets import CATEGORY, Clips, TrainDataset
 from .sockets import Framing as FramingSocket
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ..trainer.data.framing import Framing
 
 _graph_images = KeptFiles()
-DESKS = Desks()
 
 
 class LoadDataset(io.ComfyNode):
@@ -210,7 +209,7 @@ class LoadDataset(io.ComfyNode):
         _graph_images.add(r.path for r in dataset.records if r.path.parent == kept)
         sheet = contact_sheet(dataset)
         plain = [resolve_folder(f) for f in (path, class_path) if f.strip()]
-        desk = DESKS.add(dataset, [f for f in plain if f.is_dir()])
+        desk = DESKS.load(dataset, [f for f in plain if f.is_dir()])
         shown = ui.PreviewImage(sheet).as_dict() | {"text": [overview(dataset)], "captions": [desk]}
         return io.NodeOutput(dataset, sheet, len(dataset), ui=shown)
 

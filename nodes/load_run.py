@@ -20,7 +20,14 @@ class LoadRun(io.ComfyNode):
             display_name="Load Run",
             category=CATEGORY,
             description="The LoRA of any step of an earlier training, with its losses.",
-            search_aliases=["checkpoint", "resume", "training history", "epoch"],
+            search_aliases=[
+                "checkpoint",
+                "resume",
+                "training history",
+                "epoch",
+                "load training",
+                "training runs",
+            ],
             inputs=[
                 io.Combo.Input(
                     "run",

@@ -22,7 +22,7 @@ class PlanTraining(io.ComfyNode):
             display_name="Plan Training",
             category=CATEGORY,
             description="What Train LoRA would take: memory, time for a step, which levers fit which card.",
-            search_aliases=["vram", "memory", "out of memory", "lora", "显存"],
+            search_aliases=["vram", "memory", "out of memory", "lora", "显存", "plan", "训练计划"],
             is_output_node=True,
             inputs=training_inputs(),
             outputs=[

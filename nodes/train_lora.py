@@ -36,7 +36,17 @@ class TrainLoRA(io.ComfyNode):
             display_name="Train LoRA (In-Graph)",
             category=CATEGORY,
             description="Trains a LoRA on the model that is already loaded and saves it to output/loras.",
-            search_aliases=["train lora", "lora training", "lora", "train", "finetune", "dreambooth", "训练"],
+            search_aliases=[
+                "train lora",
+                "lora training",
+                "lora",
+                "train",
+                "finetune",
+                "dreambooth",
+                "训练",
+                "train model",
+                "训练模型",
+            ],
             is_output_node=True,
             inputs=training_inputs(),
             outputs=[

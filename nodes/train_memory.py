@@ -20,7 +20,16 @@ class TrainMemory(io.ComfyNode):
             display_name="Train Memory",
             category=CATEGORY,
             description="Levers for training that does not fit, or that should be faster.",
-            search_aliases=["out of memory", "oom", "gradient checkpointing", "torch compile", "显存"],
+            search_aliases=[
+                "out of memory",
+                "oom",
+                "gradient checkpointing",
+                "torch compile",
+                "显存",
+                "training memory",
+                "vram",
+                "训练显存",
+            ],
             inputs=[
                 io.Int.Input(
                     "checkpointing",

@@ -20,7 +20,16 @@ class TrainObjective(io.ComfyNode):
             display_name="Train Objective",
             category=CATEGORY,
             description="Noise levels, loss and weighting for Train LoRA. The defaults fit every model.",
-            search_aliases=["min snr", "huber", "timestep", "noise offset", "flux_shift"],
+            search_aliases=[
+                "min snr",
+                "huber",
+                "timestep",
+                "noise offset",
+                "flux_shift",
+                "training loss",
+                "loss",
+                "训练目标",
+            ],
             inputs=[
                 io.Combo.Input(
                     "timestep_sampling",

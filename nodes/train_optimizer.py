@@ -20,7 +20,18 @@ class TrainOptimizer(io.ComfyNode):
             display_name="Train Optimizer",
             category=CATEGORY,
             description="Optimizer and learning-rate schedule for Train LoRA.",
-            search_aliases=["adamw", "prodigy", "lion", "muon", "came", "ema", "cosine", "优化器"],
+            search_aliases=[
+                "adamw",
+                "prodigy",
+                "lion",
+                "muon",
+                "came",
+                "ema",
+                "cosine",
+                "优化器",
+                "training optimizer",
+                "训练优化器",
+            ],
             inputs=[
                 io.Combo.Input(
                     "optimizer",

@@ -23,7 +23,15 @@ class TrainPreview(io.ComfyNode):
             display_name="Train Preview",
             category=CATEGORY,
             description="Sample pictures and a held-out loss while the training goes on, and checkpoints.",
-            search_aliases=["sample prompts", "validation", "early stopping", "checkpoint", "预览"],
+            search_aliases=[
+                "sample prompts",
+                "validation",
+                "early stopping",
+                "checkpoint",
+                "预览",
+                "training preview",
+                "训练预览",
+            ],
             inputs=[
                 io.String.Input(
                     "prompts",

@@ -27,7 +27,7 @@ class VideoClips(io.ComfyNode):
             display_name="Video Clips",
             category=CATEGORY,
             description="Which frames of the clips in a folder are trained. Without it: 33 from the middle.",
-            search_aliases=["video", "frames", "fps", "wan", "hunyuan", "ltx", "视频"],
+            search_aliases=["video", "frames", "fps", "wan", "hunyuan", "ltx", "视频", "video dataset"],
             inputs=[
                 io.Int.Input(
                     "frames",

@@ -12,12 +12,16 @@ const MOST_TAGS = 300;
 
 /** @typedef {import("./run_list.mjs").Page} Page */
 
-/** Opens the editor. @returns {Promise<string>} why it cannot; "" when it is open */
-export async function openCaptions(/** @type {Page} */ page, /** @type {string} */ dataset) {
+/**
+ * Opens the editor.
+ * @param {string} afterwards what is said when all is saved
+ * @returns {Promise<string>} why it cannot; "" when it is open
+ */
+export async function openCaptions(/** @type {Page} */ page, /** @type {string} */ dataset, afterwards) {
   const answer = await page.fetch(`/in_graph_lora/captions/${encodeURIComponent(dataset)}`).catch(() => null);
   const said = await answer?.json().catch(() => null);
   if (!answer?.ok) return told(said?.error ?? t("the server does not answer"));
-  new CaptionEditor(page, dataset, said.pictures).open();
+  new CaptionEditor(page, dataset, said.pictures, afterwards).open();
   return "";
 }
 
@@ -31,8 +35,9 @@ class CaptionEditor {
   /** The saving that is under way. @type {Promise<void>} */
   saving = Promise.resolve();
 
-  constructor(/** @type {Page} */ page, /** @type {string} */ dataset, /** @type {import("./captions_data.mjs").Picture[]} */ pictures) {
+  constructor(/** @type {Page} */ page, /** @type {string} */ dataset, /** @type {import("./captions_data.mjs").Picture[]} */ pictures, /** @type {string} */ afterwards) {
     this.page = page;
+    this.afterwards = afterwards;
     this.route = `/in_graph_lora/captions/${encodeURIComponent(dataset)}`;
     this.captions = new Captions(pictures);
     this.list = new VirtualList({
@@ -109,6 +114,8 @@ class CaptionEditor {
 
   drawTags() {
     const all = this.captions.tags();
+    const buttons = () => /** @type {HTMLElement[]} */ ([...this.tags.querySelectorAll("button")]);
+    const focused = buttons().findIndex((button) => button === document.activeElement);
     this.tags.replaceChildren(
       ...all.slice(0, MOST_TAGS).map(([tag, count]) =>
         make(
@@ -129,6 +136,7 @@ class CaptionEditor {
         ),
       ),
     );
+    if (focused >= 0) buttons()[Math.min(focused, buttons().length - 1)]?.focus();
   }
 
   filter(/** @type {string} */ tag) {
@@ -164,7 +172,7 @@ class CaptionEditor {
 
   tellSaved() {
     const left = this.captions.unsaved().length;
-    this.said.textContent = left ? t("{count} not saved yet", { count: left }) : t("All saved. Run uses the new captions.");
+    this.said.textContent = left ? t("{count} not saved yet", { count: left }) : this.afterwards;
   }
 
   changed() {

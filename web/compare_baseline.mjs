@@ -4,7 +4,7 @@ import { Comparison } from "./comparison.mjs";
 import { make } from "./elements.mjs";
 import { fillMarkdown } from "./panel.mjs";
 import { viewRoute } from "./runs_data.mjs";
-import { t, told } from "./words.mjs";
+import { t } from "./words.mjs";
 
 const HEIGHT = 480;
 
@@ -27,7 +27,7 @@ export function compareView(/** @type {import("./view.mjs").Host} */ host) {
     executed(output) {
       if (!output?.comparison) return;
       shown().show(output.comparison.map((picture) => ({ ...picture, url: host.url(viewRoute(picture)) })));
-      fillMarkdown(report, told((output.text ?? []).join("\n\n")));
+      fillMarkdown(report, (output.text ?? []).join("\n\n"));
     },
   };
 }

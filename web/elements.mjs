@@ -69,11 +69,15 @@ export function openDialog(label, content, className = "") {
     content,
   );
   keepEvents(dialog);
-  dialog.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape") return;
-    event.stopPropagation(); // ComfyUI would keep the dialog open, and act on it too
+  // Wherever the focus is: ComfyUI would keep the dialog open, and act on the key too.
+  const onEscape = (event) => {
+    if (event.key !== "Escape" || [...document.querySelectorAll("dialog.igl[open]")].at(-1) !== dialog) return;
+    event.stopPropagation();
+    event.preventDefault();
     dialog.close();
-  });
+  };
+  window.addEventListener("keydown", onEscape, true);
+  dialog.addEventListener("close", () => window.removeEventListener("keydown", onEscape, true));
   document.body.append(dialog);
   dialog.showModal();
   return dialog;
@@ -104,25 +108,27 @@ export function ask(question, yes) {
 }
 
 /**
- * Pictures at full size, one after the other: arrows, buttons, a swipe.
- * @param {{url: string, caption: string}[]} pictures
+ * Pictures at full size: ← and →, buttons and a swipe go along a row, ↑ and ↓ to another row.
+ * @param {{url: string, caption: string}[][]} rows
  */
-export function openPictures(pictures, index = 0) {
+export function openPictures(rows, row = 0, column = 0) {
   const image = make("img", { draggable: false });
   const caption = make("div", { className: "igl-caption" });
-  const show = (to) => {
-    index = Math.min(Math.max(to, 0), pictures.length - 1);
-    image.src = pictures[index].url;
-    image.alt = caption.textContent = `${pictures[index].caption} (${index + 1}/${pictures.length})`;
+  const show = (down, along) => {
+    row = Math.min(Math.max(row + down, 0), rows.length - 1);
+    column = Math.min(Math.max(column + along, 0), rows[row].length - 1);
+    const picture = rows[row][column];
+    image.src = picture.url;
+    image.alt = caption.textContent = `${picture.caption} (${column + 1}/${rows[row].length})`;
   };
-  const step = (by) => make("button", { textContent: by < 0 ? "‹" : "›", title: by < 0 ? t("Previous") : t("Next"), onclick: () => show(index + by) });
+  const step = (by) => make("button", { textContent: by < 0 ? "‹" : "›", title: by < 0 ? t("Previous") : t("Next"), onclick: () => show(0, by) });
   let from = 0;
   const stage = make(
     "div",
     {
       className: "igl-gallery",
       onpointerdown: (event) => (from = event.clientX),
-      onpointerup: (event) => Math.abs(event.clientX - from) > 40 && show(index + (event.clientX < from ? 1 : -1)),
+      onpointerup: (event) => Math.abs(event.clientX - from) > 40 && show(0, event.clientX < from ? 1 : -1),
     },
     step(-1),
     image,
@@ -130,9 +136,11 @@ export function openPictures(pictures, index = 0) {
   );
   const dialog = openDialog(t("Full size"), make("div", {}, stage, caption), "igl-full");
   dialog.addEventListener("keydown", (event) => {
-    if (event.key === "ArrowLeft") show(index - 1);
-    if (event.key === "ArrowRight") show(index + 1);
+    const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+    if (!move) return;
+    event.preventDefault();
+    show(move[0], move[1]);
   });
-  show(index);
+  show(0, 0);
   return dialog;
 }

@@ -1,9 +1,9 @@
 // Load Dataset: folders to choose from, what the folder holds (every bucket, every problem), captions to edit.
 
-import { openCaptions } from "./caption_editor.mjs";
+import { captionsButton } from "./captions_view.mjs";
 import { keepEvents, make, openDialog } from "./elements.mjs";
 import { fillMarkdown, textBox } from "./panel.mjs";
-import { t, told } from "./words.mjs";
+import { t } from "./words.mjs";
 
 const BEFORE = 34; // only the button
 const AFTER = 210;
@@ -37,18 +37,8 @@ function pictures(/** @type {number} */ count) {
 
 /** @returns {import("./view.mjs").View} */
 export function loadDatasetView(/** @type {import("./view.mjs").Host} */ host) {
-  let dataset = ""; // the server's id of the dataset whose captions can be edited
-  const said = make("span", { className: "igl-about", role: "status" });
+  const { button: edit, said, take: takeCaptions } = captionsButton(host);
   const choose = make("button", { textContent: t("Choose a folder…"), onclick: () => openFolders() });
-  const edit = make("button", {
-    textContent: t("Edit captions…"),
-    title: t("Captions beside their pictures: type, find and replace, tags"),
-    onclick: async () => {
-      said.textContent = "";
-      said.textContent = await openCaptions(host, dataset);
-    },
-  });
-  edit.style.display = "none";
   const buttons = make("div", { className: "igl-buttons" }, choose, edit, said);
   const panel = make("div", { className: "igl igl-load-dataset" }, buttons);
   const element = keepEvents(panel);
@@ -75,7 +65,7 @@ export function loadDatasetView(/** @type {import("./view.mjs").Host} */ host) {
     let folders = [];
     let note = "";
 
-    function take(/** @type {string} */ name) {
+    function chosen(/** @type {string} */ name) {
       dialog.close();
       host.set("folder", name);
       said.textContent = "";
@@ -84,7 +74,7 @@ export function loadDatasetView(/** @type {import("./view.mjs").Host} */ host) {
     function row(/** @type {string} */ name, /** @type {string} */ about) {
       return make(
         "button",
-        { className: "igl-folder", "data-folder": name, title: name, onclick: () => take(name) },
+        { className: "igl-folder", "data-folder": name, title: name, onclick: () => chosen(name) },
         make("span", {}, name),
         make("small", {}, about),
       );
@@ -124,10 +114,8 @@ export function loadDatasetView(/** @type {import("./view.mjs").Host} */ host) {
         panel.append((box = textBox(AFTER * 4)));
         host.attach(element, AFTER);
       }
-      dataset = output.captions?.[0] ?? "";
-      edit.style.display = dataset ? "" : "none";
-      said.textContent = "";
-      fillMarkdown(box, told(output.text.join("\n")));
+      takeCaptions(output);
+      fillMarkdown(box, output.text.join("\n"));
       const folder = host.value("folder");
       if (typeof folder === "string" && folder.trim()) remember(folder.trim());
     },

@@ -84,7 +84,7 @@ export function loadRunView(/** @type {import("./view.mjs").Host} */ host) {
     const { id, prompts, before } = detail;
     const at = (file, title, i) => ({ url: host.url(pictureOf(id, file)), caption: `${title} · ${prompts[i] ?? ""}` });
     const pairs = pictures.flatMap((file, i) => [...(before[i] ? [at(before[i], t("without LoRA"), i)] : []), at(file, t("step {step}", { step }), i)]);
-    openPictures(pairs, before[0] ? 1 : 0);
+    openPictures([pairs], 0, before[0] ? 1 : 0);
   }
 
   async function update() {

@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { captionsView } from "./captions_view.mjs";
 import { compareView } from "./compare_baseline.mjs";
 import { loadDatasetView } from "./load_dataset.mjs";
 import { loadRunView } from "./load_run.mjs";
@@ -17,12 +18,12 @@ import { speak, t } from "./words.mjs";
 /** Kind of node → what makes its view. */
 const VIEWS = {
   ApplyLoRA: textView,
-  CaptionImages: textView,
+  CaptionImages: captionsView,
   CheckTrigger: markdownView,
   CompareBaseline: compareView,
   CompareReports: markdownView,
   DatasetReport: markdownView,
-  EditCaptions: textView,
+  EditCaptions: captionsView,
   EvaluateLoRA: markdownView,
   JoinDatasets: markdownView,
   LoadDataset: loadDatasetView,
@@ -102,12 +103,15 @@ function inFront(promptId, workflow) {
   return workflow !== "" && workflow === rootGraph()?.id;
 }
 
+let attached = 0;
+
 /** A widget that only shows something: it is never part of the saved values. */
 function attach(node, name, element, height) {
-  let widget = node.widgets?.find((w) => w.name === name && w.element === element);
+  let widget = node.widgets?.find((w) => w.element === element);
   if (widget?.inGraphLoraHeight === height) return;
   if (!widget) {
-    widget = node.addDOMWidget(name, name, element, {
+    // Nodes 2.0 keeps the element of a node of the same number in another tab where the name is the same.
+    widget = node.addDOMWidget(`${name}_${++attached}`, name, element, {
       serialize: false,
       hideOnZoom: false,
       getMinHeight: () => widget.inGraphLoraHeight,
@@ -123,7 +127,7 @@ function attach(node, name, element, height) {
 
 /** Take what `attach` has put on a node off again, and give back its height. */
 function detach(node, name) {
-  const widget = node.widgets?.find((w) => w.name === name);
+  const widget = node.widgets?.find((w) => w.type === name);
   if (!widget) return;
   const before = node.computeSize()[1];
   node.removeWidget(widget);

@@ -1,6 +1,8 @@
 // Text below the widgets of a node. The elements are built as nodes, never from markup, because
 // file names and captions are other people's text.
 
+import { blocks } from "./markdown.mjs";
+
 /** Text that can be selected, wraps, and scrolls when it is long. */
 export function textBox(height = 160) {
   const box = document.createElement("div");
@@ -11,41 +13,28 @@ export function textBox(height = 160) {
   return box;
 }
 
-function cells(/** @type {string} */ line) {
-  return line.split(/(?<!\\)\|/).slice(1, -1).map((cell) => cell.trim());
+/** Headings, tables and paragraphs of our own Markdown, in the page's language. */
+export function fillMarkdown(/** @type {HTMLElement} */ box, /** @type {string} */ text) {
+  box.replaceChildren(...blocks(text).map((block) => (block.rows ? table(block.rows) : paragraph(block))));
 }
 
-/** Text without the backslashes that keep signs in it from being read as Markdown. */
-function plain(/** @type {string} */ text) {
-  return text.replaceAll("**", "").replace(/\\([\\`*_<>[\]|])/g, "$1");
-}
-
-function table(/** @type {string[]} */ lines) {
+function table(/** @type {import("./markdown.mjs").Cell[][]} */ rows) {
   const element = document.createElement("table");
   element.style.cssText = "border-collapse: collapse; margin: 4px 0; white-space: normal; overflow-wrap: normal;";
-  const rows = lines.filter((line) => !/^[|\s:-]+$/.test(line));
-  rows.forEach((line, i) => {
+  for (const cells of rows) {
     const row = element.insertRow();
-    for (const text of cells(line)) {
-      const bold = i === 0 || text.startsWith("**");
+    for (const { text, bold } of cells) {
       const cell = row.appendChild(document.createElement(bold ? "th" : "td"));
-      cell.textContent = plain(text);
+      cell.textContent = text;
       cell.style.cssText = "padding: 1px 8px 1px 0; text-align: left;";
     }
-  });
+  }
   return element;
 }
 
-/** Headings, tables and paragraphs of our own Markdown. */
-export function fillMarkdown(/** @type {HTMLElement} */ box, /** @type {string} */ text) {
-  box.replaceChildren(
-    ...text.split(/\n{2,}/).filter(Boolean).map((part) => {
-      if (part.startsWith("|")) return table(part.split("\n"));
-      const heading = /^#+ |^\*\*/.test(part);
-      const element = document.createElement("div");
-      element.textContent = plain(part.replace(/^#+ /, ""));
-      element.style.cssText = `margin: 4px 0; font-weight: ${heading ? "bold" : "normal"};`;
-      return element;
-    }),
-  );
+function paragraph(/** @type {import("./markdown.mjs").Cell} */ { text, bold }) {
+  const element = document.createElement("div");
+  element.textContent = text;
+  element.style.cssText = `margin: 4px 0; font-weight: ${bold ? "bold" : "normal"};`;
+  return element;
 }

@@ -1,5 +1,6 @@
 // The preview pictures of a run: a row for each prompt, step 0 beside the step that the slider is at.
 
+import { openPictures } from "./elements.mjs";
 import { t } from "./words.mjs";
 
 export class Previews {
@@ -91,35 +92,11 @@ export class Previews {
     });
   }
 
-  /** A picture in full size; the arrow keys go through the steps and the prompts, Escape and a click close it. */
   #enlarge(/** @type {number} */ step, /** @type {number} */ prompt) {
-    const dialog = document.body.appendChild(document.createElement("dialog"));
-    dialog.className = "in-graph-lora-picture";
-    dialog.style.cssText =
-      "border: none; padding: 8px; max-width: 98vw; max-height: 98vh; background: var(--comfy-menu-bg, #222);" +
-      " color: var(--input-text, #ddd); font: 13px sans-serif; text-align: center;";
-    const image = dialog.appendChild(document.createElement("img"));
-    image.style.cssText = "max-width: 95vw; max-height: 90vh; min-width: min(512px, 90vw); image-rendering: auto;";
-    const text = dialog.appendChild(document.createElement("div"));
-    const show = () => {
-      image.src = this.address(step, prompt);
-      text.textContent = `${t("step {step}", { step })} · ${this.prompts[prompt]}`;
-    };
-    show();
-    dialog.onclick = () => dialog.close();
-    dialog.onclose = () => dialog.remove();
-    dialog.onkeydown = (event) => {
-      const [along, down] = [
-        Number(event.key === "ArrowRight") - Number(event.key === "ArrowLeft"),
-        Number(event.key === "ArrowDown") - Number(event.key === "ArrowUp"),
-      ];
-      step = this.steps[this.steps.indexOf(step) + along] ?? step;
-      prompt = Math.min(Math.max(prompt + down, 0), this.prompts.length - 1);
-      if (along || down) event.preventDefault();
-      event.stopPropagation(); // the canvas has keys of its own
-      show();
-    };
-    dialog.showModal();
+    const rows = this.prompts.map((text, row) =>
+      this.steps.map((shown) => ({ url: this.address(shown, row), caption: `${t("step {step}", { step: shown })} · ${text}` })),
+    );
+    openPictures(rows, prompt, this.steps.indexOf(step));
   }
 }
 

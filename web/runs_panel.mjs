@@ -119,7 +119,7 @@ export class RunsPanel {
         caption: `${step ? t("step {step}", { step }) : t("without LoRA")} · ${detail.prompts[i] ?? ""}`,
       })),
     );
-    if (pictures.length) openPictures(pictures, pictures.length - Math.max(1, detail.checkpoints.at(-1)?.pictures.length ?? 1));
+    if (pictures.length) openPictures([pictures], 0, pictures.length - Math.max(1, detail.checkpoints.at(-1)?.pictures.length ?? 1));
   }
 
   choose(run, /** @type {boolean} */ yes) {

@@ -1,8 +1,9 @@
-// What the server says, in Chinese: {} is anything, {0} the first of them. A test finds the sentences in the code.
+// What the server says, in Chinese: {} is anything, {0} the first of them, {=0} as it was. A test finds the sentences
+// in the code.
 
 /** @type {[string, string][]} */
 export const SENTENCES = [
-  ["{}: {}", "{0}：{1}"],
+  ["{}: {}", "{=0}：{1}"],
   // settings
   ["{} is {}; choose one of {}", "{0} 为 {1}；请从以下选择：{2}"],
   ["{} is {}; choose a number above 0", "{0} 为 {1}；请填大于 0 的数"],
@@ -231,10 +232,10 @@ export const SENTENCES = [
   ["{} replaces what is no character in {}; type it again, or save it as UTF-8", "{1} 中不是字符的内容已换成 {0}；请重新填写，或存为 UTF-8"],
   ["{}: has no caption file of its own, since it does not come from a plain folder; use Edit Captions", "{0}：不是来自普通文件夹，没有自己的描述文件；请使用“编辑描述”节点"],
   ["{}: has several captions; edit their file", "{0}：有多条描述；请直接编辑文件"],
-  ["{}: its caption is another one than was loaded; run Load Dataset again", "{0}：描述与加载时不同；请重新运行“加载数据集”"],
+  ["{}: its caption is another one than was loaded; run the graph again", "{0}：描述与加载时不同；请重新运行工作流"],
   ["{}: was edited elsewhere meanwhile; open the captions again", "{0}：同时在别处被修改；请重新打开描述"],
   ["there is no such picture in the dataset; open the captions again", "数据集中没有这张图片；请重新打开描述"],
-  ["there is no such dataset any more; run Load Dataset again", "该数据集已不存在；请重新运行“加载数据集”"],
+  ["there is no such dataset any more; run the graph again", "该数据集已不存在；请重新运行工作流"],
   ["send the edits as application/json", "请以 application/json 发送修改"],
   ["more than {} bytes of edits; send fewer at a time", "修改超过 {0} 字节；请分次发送"],
   // framing and clips
@@ -418,9 +419,7 @@ export const SENTENCES = [
   ["encoding captions", "正在编码描述"],
   ["preview at step {}", "第 {0} 步的预览"],
   // what nodes tell of a dataset
-  ["{} images · {} skipped · {} buckets", "{0} 张图片 · 跳过 {1} · {2} 个分桶"],
-  ["{} images · {} skipped · {} bucket", "{0} 张图片 · 跳过 {1} · {2} 个分桶"],
-  ["{} image · {} skipped · {} bucket", "{0} 张图片 · 跳过 {1} · {2} 个分桶"],
+  ["the first {} captions; there are {} more", "前 {0} 条描述；另外还有 {1} 条"],
   ["skipped: {}", "跳过：{0}"],
   ["note: {}", "注意：{0}"],
   ["and {} more", "以及另外 {0} 个"],
@@ -448,11 +447,6 @@ export const SENTENCES = [
   ["the classifier {} gives NaN or infinite numbers; choose another one", "分类器 {0} 给出 NaN 或无穷大；请选择其他分类器"],
   ["there is no report {}; refresh the page and choose again", "没有报告 {0}；请刷新页面后重新选择"],
   ["there is no report {}; choose one of the list, or run Evaluate LoRA", "没有报告 {0}；请从列表中选择，或运行“评估 LoRA”"],
-  ["⚠ {}", "⚠ {0}"],
-  ["| {} | skipped | {} |", "| {0} | 跳过 | {1} |"],
-  ["| {} | note | {} |", "| {0} | 提示 | {1} |"],
-  ["| file | | why |", "| 文件 | | 原因 |"],
-  ["| trained at | {} | cut, on average |", "| 训练尺寸 | {0} | 平均裁去 |"],
   // recipes, and configs of other trainers
   ["config: no known tool has settings such as {}; known are {}", "配置：没有已知工具使用 {0} 这样的设置；已知的有 {1}"],
   ["config of {}: {}", "{0} 的配置：{1}"],
@@ -518,18 +512,14 @@ export const SENTENCES = [
   ["adamw_bf16 keeps weights and state in bf16; here both are fp32", "adamw_bf16 的权重和状态为 bf16；这里都是 fp32"],
   ["rounded: {} megapixels became the side {}", "取整：{0} 百万像素换成边长 {1}"],
   ["resolution is the shorter side there, and the side of a square of the same area here", "分辨率在原工具中是短边，这里是同面积正方形的边长"],
-  ["| setting | value | node | why | source |", "| 设置 | 值 | 节点 | 为什么 | 出处 |"],
-  ["| there | value | here | node |", "| 原名称 | 值 | 这里 | 节点 |"],
-  ["| {} | {} | {} | {} | {} |", "| {0} | {1} | {2} | {3} | {4} |"],
-  ["| {} | {} | {} | {} |", "| {0} | {1} | {2} | {3} |"],
   ["Names: {}", "名称出处：{0}"],
-  ["### Taken over", "### 已采用"],
-  ["### Not in the config: what that tool takes then", "### 配置中没有：按该工具的默认值"],
-  ["### Differs, or was rounded", "### 有差异或已取整"],
-  ["### Without counterpart: this part is not the same", "### 没有对应：这部分不相同"],
-  ["### Elsewhere", "### 在别处"],
-  ["### Unknown names, which nothing was made of", "### 未知名称，未作任何处理"],
-  ["### Switched off there", "### 在原工具中关闭"],
+  ["Taken over", "已采用"],
+  ["Not in the config: what that tool takes then", "配置中没有：按该工具的默认值"],
+  ["Differs, or was rounded", "有差异或已取整"],
+  ["Without counterpart: this part is not the same", "没有对应：这部分不相同"],
+  ["Elsewhere", "在别处"],
+  ["Unknown names, which nothing was made of", "未知名称，未作任何处理"],
+  ["Switched off there", "在原工具中关闭"],
   ["taken into account", "已考虑"],
   ["a path or an address, which is not opened here", "路径或地址，这里不会打开"],
   ["files, saving, logs and uploads: set name in Train LoRA and checkpoint_every in Train Preview", "文件、保存、日志和上传：请在“训练 LoRA”设置名称，在“训练预览”设置检查点间隔"],

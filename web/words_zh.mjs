@@ -127,6 +127,7 @@ export const WORDS = {
   "{places} in {captions} captions": "{captions} 条描述中有 {places} 处",
   "{count} not saved yet": "{count} 条尚未保存",
   "All saved. Run uses the new captions.": "已全部保存。运行时使用新的描述。",
+  "All saved. on_existing is {wish}, so Run changes them again; choose keep.": "已全部保存。“已有描述时”为 {wish}，运行时会再次改动；请选择 keep。",
   "Not saved: {why}": "没有保存：{why}",
   "{count} of {total} cannot be edited: {why}": "{total} 条中有 {count} 条不能编辑：{why}",
   "1 picture": "1 张图片",

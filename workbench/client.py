@@ -22,7 +22,7 @@ Prompt = dict[str, dict[str, Any]]
 
 
 class PromptRejected(Exception):
-    """The server refused the graph. `details` is its answer: what is wrong with which node."""
+    """The server refused the graph, or a part of it. `details` is its answer: what is wrong where."""
 
     def __init__(self, details: dict[str, Any]) -> None:
         self.details = details
@@ -82,12 +82,25 @@ class Client:
     # What a test or the demo asks for.
 
     def queue(self, prompt: Prompt, **more: Any) -> str:
-        """Queues a graph and returns its id. `more` goes into the request, such as extra_data."""
+        """Queues a graph and returns its id. `more` goes into the request, such as extra_data.
+
+        Raises PromptRejected also where the server would run only the outputs without an error, and call that
+        success; what it has begun is ended.
+        """
         body = {"prompt": prompt, "client_id": self.id, **more}
         try:
-            return self.post("/prompt", body)["prompt_id"]
+            answer = self.post("/prompt", body)
         except urllib.error.HTTPError as error:
             raise PromptRejected(json.loads(error.read())) from error
+        if answer.get("node_errors"):
+            self.cancel(answer["prompt_id"])
+            raise PromptRejected(answer)
+        return answer["prompt_id"]
+
+    def cancel(self, prompt_id: str) -> None:
+        """Takes a prompt out of the queue, or ends it where it runs already."""
+        self.post("/queue", {"delete": [prompt_id]})
+        self.post("/interrupt", {"prompt_id": prompt_id})
 
     def wait(
         self, prompt_id: str, timeout: float = 300, on_event: Callable[[Event], None] | None = None
@@ -201,7 +214,7 @@ def _event(message: aiohttp.WSMessage) -> Event:
 
 
 def _explain(details: dict[str, Any]) -> str:
-    lines = [(details.get("error") or {}).get("message", "the server refused the prompt")]
+    lines = [(details.get("error") or {}).get("message", "the server refused a part of the prompt")]
     for node_id, node in (details.get("node_errors") or {}).items():
         for error in node.get("errors", []):
             lines.append(f"node {node_id} ({node.get('class_type')}): {error['message']}: {error['details']}")

@@ -174,3 +174,26 @@ def test_what_is_of_another_node_or_workflow_is_ignored(canvas: Page, workflow: 
     progress(canvas, train, [[1, 1.0, 1e-4]])
     assert canvas.locator(PANEL).count() == 1
     assert canvas.complaints == []
+
+
+SEARCHED = {
+    "lora": ["Train LoRA (In-Graph)", "Apply LoRA", "Evaluate LoRA"],
+    "train": ["Train LoRA (In-Graph)", "Plan Training"],
+    "训练": ["Train LoRA (In-Graph)", "Train Optimizer"],
+    "dataset": ["Load Dataset (In-Graph)", "Join Datasets", "Dataset Report"],
+    "打标": ["Caption Images"],
+    "dreambooth": ["Train LoRA (In-Graph)", "Prior Preservation"],
+}
+
+
+@pytest.mark.parametrize("canvas", ["classic"], indirect=True)
+def test_the_node_search_finds_ours_and_tells_them_from_those_of_comfyui(canvas: Page) -> None:
+    canvas.evaluate("() => app.graph.clear()")
+    canvas.locator("#graph-canvas").dblclick(position={"x": 900, "y": 500})
+    search = canvas.locator("input:focus")
+    search.wait_for()
+    shown = "(titles) => titles.every((title) => document.body.innerText.includes(title))"
+    for text, titles in SEARCHED.items():
+        search.fill(text)
+        canvas.wait_for_function(shown, arg=titles)
+    assert "in-graph-lora" in canvas.evaluate("() => document.body.innerText")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ..live.test_caption_routes import graph, make_folder
-from .page import open_prompt, queue
+from .conftest import post
+from .page import READY, open_prompt, queue
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -31,7 +32,7 @@ def saved(page: Page) -> None:
 def test_500_captions_are_typed_replaced_filtered_undone_and_saved(canvas: Page, folder: Path) -> None:
     open_prompt(canvas, graph(folder.name), "captions")
     queue(canvas)
-    edit = canvas.get_by_role("button", name="Edit captions…")
+    edit = canvas.locator(".igl-load-dataset").get_by_role("button", name="Edit captions…")
     edit.wait_for(timeout=120_000)
     edit.click()
     dialog = canvas.locator("dialog.igl-captions-dialog")
@@ -96,3 +97,78 @@ def test_500_captions_are_typed_replaced_filtered_undone_and_saved(canvas: Page,
         "() => document.body.innerText.includes('000.jpg: dog, number 0, grass')", timeout=120_000
     )
     assert canvas.complaints == []  # type: ignore[attr-defined]
+
+
+OURS = "the file is empty (0 bytes); copy it again"
+"""A sentence of ours, which is a caption here."""
+CAPTIONS = {"dataset": ["1", 0], "method": "template", "class_word": "", "template": "{trigger}, {caption}"}
+SHOW = """(kind) => {
+    const node = app.graph.nodes.find((n) => n.type === kind);
+    app.canvas.ds.scale = 0.7;
+    app.canvas.ds.offset = [600 - node.pos[0], 150 - node.pos[1]];
+    app.canvas.setDirty(true, true);
+}"""
+
+PLACE = """(id) => {
+    const node = app.graph.getNodeById(id);
+    const [x, y] = app.canvas.ds.convertOffsetToCanvas(node.pos);
+    return [x, y, node.size[0] * app.canvas.ds.scale, node.size[1] * app.canvas.ds.scale];
+}"""
+
+
+def test_captions_are_edited_as_caption_nodes_left_them_and_said_as_they_are(
+    canvas: Page, server: Server, tmp_path: Path
+) -> None:
+    folder = make_folder(server.base / "input" / tmp_path.name, 3)
+    (folder / "002.txt").write_text(OURS)
+    prompt = graph(folder.name)
+    inputs = {**CAPTIONS, "trigger": "xyz", "on_existing": "overwrite"}
+    prompt["4"] = {"class_type": "CaptionImages", "inputs": inputs}
+    prompt["3"]["inputs"] |= {"dataset": ["4", 0], "replacements": "xyz, the file => the file"}
+    post(f"{server.url}/settings/Comfy.Locale", '"zh"')
+    try:
+        canvas.reload(wait_until="domcontentloaded")
+        canvas.wait_for_function(READY, timeout=120_000)
+        open_prompt(canvas, prompt, "left")
+        queue(canvas)
+        boxes = canvas.locator(".igl-captions-node .in-graph-lora-text")
+        boxes.nth(1).wait_for(state="attached", timeout=120_000)
+        shown = boxes.all_inner_texts()
+        assert any(f"002.jpg: xyz, {OURS}" in text for text in shown)
+        assert any(f"002.jpg: {OURS}" in text and "3 条描述中改动了 1 条" in text for text in shown)
+
+        for kind, caption, after in (
+            ("CaptionImages", "xyz, ohwx, dog, number 0", "“已有描述时”为 overwrite"),
+            ("EditCaptions", "xyz, ohwx, dog, number 1", "运行时使用新的描述"),
+        ):
+            canvas.evaluate(SHOW, kind)
+            canvas.wait_for_timeout(300)
+            number = 0 if kind == "CaptionImages" else 1
+            before = {path.name: path.read_text() for path in folder.glob("*.txt")}
+            node = canvas.evaluate("(kind) => app.graph.nodes.find((n) => n.type === kind).id", kind)
+            click_edit(canvas, node)
+            dialog = canvas.locator("dialog.igl-captions-dialog")
+            area = dialog.get_by_label(f"00{number}.jpg")
+            area.wait_for()
+            assert area.input_value() == caption
+            area.fill(f"by hand {number}")
+            canvas.wait_for_function(
+                "(after) => document.querySelector('.igl-saved').textContent.includes(after)", arg=after
+            )
+            canvas.keyboard.press("Escape")
+            dialog.wait_for(state="detached")
+            now = {path.name: path.read_text() for path in folder.glob("*.txt")}
+            assert now == {**before, f"00{number}.txt": f"by hand {number}\n"}, "no other file is written"
+        assert canvas.complaints == []  # type: ignore[attr-defined]
+    finally:
+        post(f"{server.url}/settings/Comfy.Locale", '"en"')
+
+
+def click_edit(page: Page, node: int) -> None:
+    """The button that lies on the node."""
+    box = page.evaluate(PLACE, node)
+    for button in page.get_by_role("button", name="编辑描述…").all():
+        own = button.bounding_box()
+        if own and box[0] < own["x"] < box[0] + box[2] and box[1] < own["y"] < box[1] + box[3] + 60:
+            return button.click()
+    raise AssertionError(f"no button on node {node}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ..live.test_crash import graph
+from ..live.test_planning import planning
+from ..live.test_training import graph as whole_graph
+from ..live.test_training import pictures  # noqa: F401 - a fixture
 from .conftest import post
-from .page import READY, open_prompt
+from .page import READY, open_prompt, queue
 from .test_canvas import PANEL, progress
 
 if TYPE_CHECKING:
@@ -79,6 +84,46 @@ def test_nodes_panels_and_sentences_are_chinese_with_comfyui(
     problem.wait_for()
     assert "没有这个文件夹；请检查路径" in problem.inner_text()
     canvas.keyboard.press("Escape")
+
+
+OURS = """() => [...document.querySelectorAll(
+    '.in-graph-lora-run, .in-graph-lora-text, .igl, .in-graph-lora-problem')].map((box) => box.innerText)"""
+SHOWN = {"显存方案", "激活与梯度", "与未改动底模的对比", "像素相对第一列", "训练尺寸", "用途"}
+SHOWN |= {"没有描述", "是罕见词", "已完成", "显存方案：每次前向", "平均裁去", "跳过"}
+THEIRS = re.compile(
+    r"aawxbc|figurine|a photo of|a red toy|[\w/.-]+\.(?:jpg|png|safetensors)|[\w-]+/[\w/-]+|clip_l|`[^`]*`"
+    r"|euler|normal|cfg|token|LoRA|更罕见的词：.*$|\.txt|Truncated File Read",
+    re.MULTILINE,
+)
+"""Names, paths, and words of the user."""
+
+
+@pytest.mark.parametrize("canvas", ["nodes_2_0"], indirect=True)
+def test_a_run_with_compare_and_plan_says_nothing_of_ours_in_english(
+    canvas: Page,
+    server: Server,
+    tiny_checkpoint: Path,
+    pictures: str,  # noqa: F811
+) -> None:
+    post(f"{server.url}/settings/Comfy.Locale", '"zh"')
+    canvas.reload(wait_until="domcontentloaded")
+    canvas.wait_for_function(READY, timeout=120_000)
+    whole = whole_graph(pictures, name=f"zh-{uuid.uuid4().hex[:6]}")
+    prompt = {node: whole[node] for node in ("1", "2", "3", "4", "11")}
+    (plan,) = (node for node in planning(pictures).values() if node["class_type"] == "PlanTraining")
+    links = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "dataset": ["3", 0]}
+    prompt["20"] = {"class_type": "PlanTraining", "inputs": {**plan["inputs"], **links}}
+    prompt["21"] = {"class_type": "DatasetReport", "inputs": {"dataset": ["3", 0], "clip": ["1", 1]}}
+    prompt["22"] = {"class_type": "CheckTrigger", "inputs": {"clip": ["1", 1], "trigger": "aawxbc"}}
+    open_prompt(canvas, prompt, "zh")
+    queue(canvas)
+    canvas.wait_for_function("() => document.body.innerText.includes('像素相对第一列')", timeout=240_000)
+    canvas.wait_for_function("() => document.body.innerText.includes('激活与梯度')", timeout=120_000)
+    said = "\n".join(canvas.evaluate(OURS))
+    assert [words for words in SHOWN if words not in said] == []
+    english = {line for line in said.splitlines() if re.search("[A-Za-z]{3}", THEIRS.sub("", line))}
+    assert english == set()
+    assert canvas.complaints == []  # type: ignore[attr-defined]
 
 
 def test_the_language_changes_on_the_open_page(canvas: Page, prompt: Json) -> None:

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.web, pytest.mark.slow]
 Json = dict[str, Any]
 
 RUN = "20261124-120000"
-TAB = "button.in_graph_lora\\.runs-tab-button"
+TAB = "role=button[name=/^Training runs/]"  # its class is another one in newer pages
 SEND = "([name, detail]) => { (app.api ?? window.comfyAPI.api.api).dispatchCustomEvent(name, detail); }"
 CLEAR = "() => { app.graph.clear(); }"
 ADD = """([kind, x, y]) => {

@@ -147,12 +147,13 @@ def test_a_training_is_shown_stopped_paused_and_found_again(canvas: Page, prompt
     assert pictures.count() == 4
     assert "step 0 | step 4" in shown.panel.inner_text()
     pictures.nth(1).click()
-    large = canvas.locator(".in-graph-lora-picture img")
+    dialog = canvas.locator("dialog.igl-full")
+    large = dialog.locator("img")
     large.wait_for()
-    canvas.wait_for_function("() => document.querySelector('.in-graph-lora-picture img').naturalWidth === 64")
-    assert canvas.locator(".in-graph-lora-picture").inner_text() == "step 4 · aawxbc figurine"
+    canvas.wait_for_function("() => document.querySelector('dialog.igl-full img').naturalWidth === 64")
+    assert f"step 4 · aawxbc figurine (2/{last + 1})" in dialog.inner_text()
     canvas.keyboard.press("ArrowLeft")
-    assert "step 0" in canvas.locator(".in-graph-lora-picture").inner_text()
+    assert "step 0" in dialog.inner_text()
     canvas.keyboard.press("Escape")
     assert large.count() == 0
 

@@ -78,6 +78,39 @@ def sentences(tree: ast.AST) -> Iterator[str]:
                     yield from variants(inner.value)
 
 
+REPORTS = [
+    *(f"trainer/data/{name}.py" for name in ("report", "remarks", "caption_files")),
+    *(f"trainer/evidence/{name}.py" for name in ("report", "choice", "known", "figures", "regression")),
+    *(f"trainer/evidence/{name}.py" for name in ("spread", "perceptual", "shots")),
+    *("trainer/host/evidence.py", "trainer/host/trigger.py", "trainer/host/planning.py"),
+    *("trainer/memory/report.py", "trainer/pictures/comparison.py", "trainer/runs/past.py"),
+    *("nodes/captions_out.py", "nodes/edit_captions.py", "nodes/caption_images.py"),
+]
+"""Files all of whose texts are shown to the user."""
+ELSEWHERE = re.compile(
+    # Progress, which ComfyUI's own bar shows; names of the literature; the log; what sentences are made of.
+    r"looking at |the pictures of |: picture |held-out loss of .*, picture|seed .* · |CLIP-|PRES \("
+    r"|picture looks|pictures look|: is a link or no file| of v0x pictures says|HostControls"
+    r"| v1x like another| several frames;| too small for the res| there twice| blurred \(sharp"
+    r"|v0x like v1x|^v0x like another| of the v0x within|^about v0x a step|v0x \(v1x times\)"
+    r"|^v0x pass(es)?$|^v0x a pass, v1x a step|are v0x reference only|is v0x references"
+    r"|^step v0x$|^system memory$|^the card$|^as loaded$|On the v0x|a column, same prompts and seeds. v1x$"
+    r"|^Text files beside|^Caption Images: %s|^Better: v0x|Best: v0x\*\* \(v1x"
+)
+
+
+def texts(tree: ast.AST) -> Iterator[str]:
+    """Every text of a file but docstrings, schemas, and parts of other texts."""
+    inner = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+    for node in ast.walk(tree):
+        whole = isinstance(node, ast.JoinedStr | ast.BinOp)
+        if whole or (isinstance(node, ast.FunctionDef) and node.name == "define_schema"):
+            inner |= {id(n) for n in ast.walk(node) if n is not node}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp) and id(node) not in inner:
+            yield from (v for v in variants(node) if re.search("[a-z]{3}", v))
+
+
 def collected() -> dict[str, Path]:
     """Sentence → a file that says it; without those that are only put together of others."""
     found = {text: path for path, tree in code() for text in sentences(tree)}
@@ -85,7 +118,7 @@ def collected() -> dict[str, Path]:
 
 
 def said(texts: list[str], locale: str = "zh") -> list[str]:
-    return evaluated("words.mjs", "m.speak(a[1]); return a[0].map(m.told);", texts, locale)
+    return evaluated("words.mjs", "speak(a[1]); return a[0].map(m.told);", texts, locale)
 
 
 def test_the_collector_sees_conditions_and_concatenations():
@@ -108,6 +141,61 @@ def test_every_message_of_an_error_and_every_notice_is_said_in_chinese_with_all_
         if not CHINESE.search(chinese) or (lost and "no caption, and the template" not in text):
             missing[text] = (str(path.relative_to(ROOT)), chinese)
     assert missing == {}, "add them to web/sentences_zh.mjs"
+
+
+def test_every_text_of_a_report_is_said_in_chinese():
+    found = {
+        _filled(text)[0]: name
+        for name in REPORTS
+        for text in texts(ast.parse((ROOT / name).read_text(encoding="utf-8")))
+        if " " in text.strip("#-| ") or text.startswith(("|", "#"))
+    }
+    shown = evaluated("markdown.mjs", BLOCKS, list(found))
+    missing = {
+        text: (name, chinese)
+        for (text, name), chinese in zip(found.items(), shown, strict=True)
+        if not ELSEWHERE.search(text)
+        and re.search(r"[a-z]{3,}", re.sub(r"v\dx|×", "", text))
+        and not all(map(CHINESE.search, re.findall(r"[^|]*[a-z]{3,}[^|]*", chinese)))
+    }
+    assert not missing, "add to web/reports_zh.mjs: " + "\n".join(missing)
+    assert len(found) > 120
+
+
+TABLE = """| candidate | figure | prompt |
+|---|---|---|
+| step 5 × 0.5 | drift (the references) | drift |
+| model | drift of the distribution (KID) (step 5) | rare |"""
+
+
+def test_in_a_report_names_captions_and_prompts_stay_as_they_are():
+    body = """speak("zh");
+        const texts = (rows) => rows.map((row) => row.map((cell) => cell.text));
+        return m.blocks(a[0]).map((block) => block.rows ? texts(block.rows) : block.text);"""
+    told = "- most frequent parts between commas: skipped: rare (2)"
+    report = f"## Evidence\n\n**Worse**: drift (model).\n\n{told}\n\n{TABLE}"
+    assert evaluated("markdown.mjs", body, report) == [
+        "评估",
+        "变差：漂移 (model)。",
+        "- 逗号之间最常见的部分：skipped: rare (2)",
+        [
+            ["候选", "指标", "提示词"],
+            ["第 5 步 × 0.5", "漂移 (参考图片)", "drift"],
+            ["model", "分布的漂移（KID） (第 5 步)", "rare"],
+        ],
+    ]
+
+
+BLOCKS = """
+    speak("zh");
+    const text = (block) => block.rows ? block.rows.flat().map((cell) => cell.text).join("|") : block.text;
+    const said = (markdown) => m.blocks(markdown).map(text).join("\\n");
+    // A paragraph or a table, a word, the head of a column, a row, of a candidate, of the best one.
+    const best = (own) => `**Best: b** (${own}).`;
+    const places = (own) => [own, `# ${own}`, `| ${own} |`, `|a|\\n${own}`, `b: ${own}`, best(own)];
+    const chinese = (text) => /[\u4e00-\u9fff]/.test(text);
+    return a[0].map((own) => places(own).map(said).find(chinese) ?? own);
+"""
 
 
 def _filled(text: str) -> tuple[str, list[str]]:

@@ -9,7 +9,7 @@ import io
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,15 @@ class Edit:
 
 
 class Desk:
-    """One dataset. folders: where the captions of pictures are read from files beside them."""
+    """One dataset, with the captions that a node has left.
 
-    def __init__(self, dataset: Dataset, folders: Iterable[Path]) -> None:
+    loaded: picture → its caption as it was read, of those with a caption file of their own; it may be there
+    or not. A node may have changed the caption since.
+    """
+
+    def __init__(self, dataset: Dataset, loaded: Mapping[Path, str]) -> None:
         self.records = dataset.records
-        self.folders = tuple(folders)
+        self._loaded = {r.path: loaded[r.path] for r in dataset.records if r.path in loaded}
         self._written: dict[int, str] = {}
         self._lock = threading.Lock()
 
@@ -58,23 +62,25 @@ class Desk:
         return told
 
     def _now(self, number: int) -> str:
-        """The caption as it is in its file. Raises DatasetError where it cannot be edited."""
+        """The caption to be edited. Raises DatasetError where it cannot be, or its file is another than was
+        loaded."""
         record = self.records[number]
-        if not any(record.path.is_relative_to(folder) for folder in self.folders):
+        if record.path not in self._loaded:
             raise DatasetError(
                 f"{record.name}: has no caption file of its own, since it does not come from a plain folder;"
                 " use Edit Captions"
             )
         if record.captions:
             raise DatasetError(f"{record.name}: has several captions; edit their file")
+        shown = self._written.get(number, record.caption)
         now = caption_on_disk(record)
-        if now is None:
-            return self._written.get(number, record.caption)
-        if now not in (record.caption, self._written.get(number)):
+        if now is None or now == shown:
+            return shown
+        if now not in (record.caption, self._loaded[record.path]):
             raise DatasetError(
-                f"{record.name}: its caption is another one than was loaded; run Load Dataset again"
+                f"{record.name}: its caption is another one than was loaded; run the graph again"
             )
-        return now
+        return record.caption
 
     def save(self, edits: Sequence[Edit]) -> dict[str, Any]:
         """Write captions beside their pictures. Those that were refused are named with the reason, and with
@@ -122,13 +128,23 @@ class Desks:
 
     def __init__(self) -> None:
         self._desks: OrderedDict[str, Desk] = OrderedDict()
+        self._loaded: dict[Path, str] = {}
         self._thumbnails: OrderedDict[str, bytes] = OrderedDict()
         self._lock = threading.Lock()
 
-    def add(self, dataset: Dataset, folders: Iterable[Path]) -> str:
+    def load(self, dataset: Dataset, folders: Iterable[Path]) -> str:
+        """A dataset as it was read. folders: where captions are read from files beside their pictures."""
+        plain = tuple(folders)
+        own = {r.path: r.caption for r in dataset.records if any(map(r.path.is_relative_to, plain))}
+        with self._lock:
+            self._loaded.update(own)
+        return self.add(dataset)
+
+    def add(self, dataset: Dataset) -> str:
+        """A dataset as a node has left it: only of pictures that `load` has seen captions can be written."""
         name = secrets.token_urlsafe(16)
         with self._lock:
-            self._desks[name] = Desk(dataset, folders)
+            self._desks[name] = Desk(dataset, self._loaded)
             while len(self._desks) > KEPT_DATASETS:
                 self._desks.popitem(last=False)
         return name
@@ -140,7 +156,7 @@ class Desks:
             if desk is not None:
                 self._desks.move_to_end(name)
         if desk is None:
-            raise StorageError("there is no such dataset any more; run Load Dataset again")
+            raise StorageError("there is no such dataset any more; run the graph again")
         return desk
 
     def thumbnail(self, name: str, number: int) -> bytes:
