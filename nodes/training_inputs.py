@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
@@ -35,8 +35,6 @@ from .sockets import (
 )
 
 if TYPE_CHECKING:
-    from comfy.model_patcher import ModelPatcher
-
     from ..trainer.data.records import Dataset
 
 CONTINUE, NEW_RUN = "continue", "new run"
@@ -219,7 +217,7 @@ def train_config(
     )
 
 
-def tell_of_recipe(model: ModelPatcher, optimizer: OptimizerOptions | None, emit: Emit) -> None:
+def tell_of_recipe(model: Any, optimizer: OptimizerOptions | None, emit: Emit) -> None:
     """Says when the settings are a recipe's for models of another family."""
     from ..trainer.families import FAMILIES
     from ..trainer.host.model import model_family

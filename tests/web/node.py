@@ -12,10 +12,11 @@ WEB = Path(__file__).resolve().parents[2] / "web"
 
 
 def evaluated(module: str, body: str, *arguments: Any) -> Any:
-    """What `body`, a function's body, returns; `m` is the module, `a` the arguments, `speak` of words.mjs."""
+    """What `body`, a function's body, returns; `m` is the module, `a` the arguments, `shown` and
+    `speak` of words.mjs."""
     script = f"""
         import * as m from {json.dumps((WEB / module).as_uri())};
-        import {{ speak }} from {json.dumps((WEB / "words.mjs").as_uri())};
+        import {{ shown, speak }} from {json.dumps((WEB / "words.mjs").as_uri())};
         const a = {json.dumps(arguments)};
         console.log(JSON.stringify((() => {{ {body} }})()));
     """

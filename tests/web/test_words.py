@@ -84,6 +84,7 @@ REPORTS = [
     *(f"trainer/evidence/{name}.py" for name in ("spread", "perceptual", "shots")),
     *("trainer/host/evidence.py", "trainer/host/trigger.py", "trainer/host/planning.py"),
     *("trainer/memory/report.py", "trainer/pictures/comparison.py", "trainer/runs/past.py"),
+    *(f"trainer/recipes/{name}.py" for name in ("foreign", "recipe", "tool")),
     *("nodes/captions_out.py", "nodes/edit_captions.py", "nodes/caption_images.py"),
 ]
 """Files all of whose texts are shown to the user."""
@@ -243,16 +244,23 @@ def test_a_sentence_is_said_with_its_values(english, chinese):
 
 
 def test_what_the_server_says_in_several_languages_is_shown_in_that_of_the_page():
-    body = "m.speak(a[1]); return m.shown(a[0]);"
+    body = """speak(a[1]);
+        const texts = (rows) => rows.map((row) => row.map((cell) => cell.text));
+        return m.blocks(shown(a[0])).map((block) => block.rows ? texts(block.rows) : block.text);"""
+    head = "| setting | value | node | why | source |\n|---|---|---|---|---|\n"
     output = {
-        "text": ["| setting | value | node | why | source |"],
-        "zh": ["| rank | 4 | Train LoRA | 小 | x |"],
+        "text": [f"### Taken over\n\n{head}| rank | 4 | Train LoRA | small | x |"],
+        "zh": [f"{head}| rank | 4 | Train LoRA | 小 | x |"],
     }
-    assert evaluated("words.mjs", body, output, "zh") == "| rank | 4 | 训练 LoRA | 小 | x |"
-    assert evaluated("words.mjs", body, output, "en") == output["text"][0]
-    assert (
-        evaluated("words.mjs", body, {"text": output["text"]}, "zh") == "| 设置 | 值 | 节点 | 为什么 | 出处 |"
-    )
+    chinese = ["设置", "值", "节点", "原因", "出处"]
+    assert evaluated("markdown.mjs", body, output, "zh") == [
+        [chinese, ["rank", "4", "训练 LoRA", "小", "x"]],
+    ]
+    assert evaluated("markdown.mjs", body, {"text": output["text"]}, "zh") == [
+        "已采用",
+        [chinese, ["rank", "4", "训练 LoRA", "small", "x"]],
+    ]
+    assert evaluated("markdown.mjs", body, output, "en")[0] == "Taken over"
 
 
 def test_a_long_line_of_other_peoples_text_takes_no_time():
