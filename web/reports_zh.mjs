@@ -210,7 +210,7 @@ export const REPORTS = [
   ["no question is about: {}", "没有问题涉及：{=0}"],
   ["KID is left out: it needs {} unrelated pictures or more, and there are {}", "略去 KID：需要至少 {0} 张无关图片，现有 {1} 张"],
   ["diversity is not measured: it needs two pictures of a prompt; raise images_per_prompt", "未测量多样性：每个提示词需要两张图片；请增大 images_per_prompt"],
-  ["judge: {}", "评判：{=0}"],
+  ["judge: {}", "评判：{#0}"],
   ["KID and FID are left out: torchmetrics is missing; pip install -r requirements-evidence.txt", "略去 KID 和 FID：缺少 torchmetrics；pip install -r requirements-evidence.txt"],
   ["LPIPS is left out: torchmetrics is missing; pip install -r requirements-evidence.txt", "略去 LPIPS：缺少 torchmetrics；pip install -r requirements-evidence.txt"],
   ["LPIPS is left out: torchvision is missing; pip install torchvision", "略去 LPIPS：缺少 torchvision；pip install torchvision"],
