@@ -17,8 +17,8 @@ from in_graph_lora.trainer.adapters.lora_file import write_lora
 from in_graph_lora.trainer.adapters.readers import read_start
 from in_graph_lora.trainer.config import AdapterConfig, TrainConfig
 from in_graph_lora.trainer.errors import LoraFileError
+from in_graph_lora.trainer.host import checked, paths
 from in_graph_lora.trainer.host import lora as host
-from in_graph_lora.trainer.host import paths, training
 from in_graph_lora.trainer.runs import checkpoints
 from in_graph_lora.trainer.runs.folder import RunFolder
 from in_graph_lora.trainer.runs.past import load_past_run
@@ -140,7 +140,7 @@ def test_the_nodes_refuse_what_is_no_lora_under_a_listed_name(models, lora_folde
         lambda: ApplyLoRA.execute(model=models["sd15"], strength_model=1, strength_clip=1, lora_name=name)
     )
     config = TrainConfig(adapter=AdapterConfig(start_from=name))
-    refusal(lambda: training._starting_lora(models["sd15"], config, lambda event: None))
+    refusal(lambda: checked.starting_lora(models["sd15"], config, lambda event: None))
 
 
 def test_a_name_that_became_a_folder_is_refused(models, lora_folder):

@@ -34,7 +34,7 @@ from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.data.store import Store, clear, usage
 from in_graph_lora.trainer.errors import ConfigError, DatasetError, StorageError
 from in_graph_lora.trainer.events import Notice, StepDone
-from in_graph_lora.trainer.host import paths, planning, training
+from in_graph_lora.trainer.host import checked, paths, planning, training
 from in_graph_lora.trainer.host.conditioning import HostTextEncoder
 from in_graph_lora.trainer.host.encode import MOST, HostLatentEncoder
 from in_graph_lora.trainer.host.kept_conditions import pack, same, unpack
@@ -243,7 +243,7 @@ def test_what_is_not_known_to_be_the_same_is_not_taken(
     loaded, pictures, tmp_path, encoders, monkeypatch
 ) -> None:
     fingerprint = training.vae_fingerprint
-    monkeypatch.setattr(training, "vae_fingerprint", lambda vae: (fingerprint(vae)[0], ["a wrapper"]))
+    monkeypatch.setattr(checked, "vae_fingerprint", lambda vae: (fingerprint(vae)[0], ["a wrapper"]))
     dataset = scan_folder(pictures, resolution=64)
     for _ in range(2):
         encoders.reset()

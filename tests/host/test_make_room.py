@@ -10,7 +10,7 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from in_graph_lora.trainer.host import training
+from in_graph_lora.trainer.host import checked
 
 from ..tiny_models import TINY, build
 
@@ -38,7 +38,7 @@ def test_an_entry_whose_model_was_freed_is_passed_over() -> None:
     del freed
     gc.collect()
     assert [entry.model is None for entry in mm.current_loaded_models].count(True) == 1
-    training._make_room(trained, None)
+    checked.make_room(trained, None)
     left = [entry.model for entry in mm.current_loaded_models]
     assert trained in left
     assert other not in left
@@ -50,5 +50,5 @@ def test_a_clone_that_ComfyUI_has_loaded_stays_for_the_model_that_is_trained() -
     trained, other = build(TINY["sd15"]), build(TINY["sd15"], 1)
     clone = trained.clone()
     assert on_the_device(clone, other).count(clone) == 1
-    training._make_room(trained, None)
+    checked.make_room(trained, None)
     assert [entry.model for entry in mm.current_loaded_models] == [clone]

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import gc
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import comfy.model_management as mm
 import torch
 
-from ..adapters.lora_file import read_lora
-from ..adapters.readers import read_start
-from ..adapters.start import StartingLora
-from ..config import MemoryConfig, TrainConfig
+from ..config import TrainConfig
 from ..data.cache import SampleCache, cut_to_fit
-from ..data.clip_spans import fitted, frame_rate
-from ..data.drawn_masks import with_drawn_masks
 from ..data.records import Dataset
-from ..embedding import split
-from ..errors import ConfigError, TrainingError, shortened
+from ..errors import ConfigError, TrainingError
 from ..events import Emit, Notice
-from ..families import UNLISTED
-from ..files import sha256
 from ..memory.report import Plan
-from ..ports import Loan
-from ..preflight import check, remarks
 from ..runs.finding import find_run, finished, run_key
 from ..runs.judged import Judging
 from ..runs.placing import Places
@@ -36,28 +23,15 @@ from ..runs.result import Result
 from ..session import Destination, train_lora
 from . import lora, paths
 from .active import paused
+from .checked import checked
 from .class_images import with_class_images
-from .conditioning import HostTextEncoder
-from .embedding import initial_tokens
-from .encode import HostLatentEncoder, clip_step, pixel_step
-from .identity import (
-    Identities,
-    clip_fingerprint,
-    identities,
-    known,
-    model_fingerprint,
-    vae_fingerprint,
-)
+from .encode import HostLatentEncoder, pixel_step
 from .jobs import Origin, job_of
 from .kept_samples import kept
-from .model import borrowed, model_family
-from .noise import noise_process
-from .planning import plan_run, wanted
+from .model import model_family
+from .planning import plan_run
 from .progress import check_interrupt
-from .references import Choices, suited
 from .sample import PreviewSampler
-from .text_model import borrowed_clip
-from .ways import check_given, way_of
 
 if TYPE_CHECKING:
     from comfy.clip_vision import ClipVisionModel
@@ -65,8 +39,6 @@ if TYPE_CHECKING:
     from comfy.sd import CLIP, VAE
 
     from .judges import ClipVisionJudge, FolderJudge
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def train_on_loaded(
@@ -88,15 +60,14 @@ def train_on_loaded(
     A run with the same settings, data and models that was finished is loaded, one that was stopped goes on;
     `new_run` starts again. judge: of the previews, the one that config.validation names. origin: the graph
     that asks; the run's folder gets a job. clip_vision: for networks that take what it sees in a start
-    picture. All models come back unchanged, however it ends. ComfyUI's
-    interrupt is raised as it is.
+    picture. All models come back unchanged, however it ends. ComfyUI's interrupt is raised as it is.
     """
     if config.validation.judge and judge is None:
         raise ConfigError(
             f"these settings have the previews judged by {config.validation.judge}, and no judge is there;"
             " connect it to TrainPreview"
         )
-    job = _checked(model, clip, vae, dataset, config, emit, clip_vision, judge)
+    job = checked(model, clip, vae, dataset, config, emit, clip_vision, judge)
     prints = job.prints
     if origin:
         emit = origin.kept(job_of(origin, config, dataset, job.models), emit)
@@ -188,7 +159,7 @@ def job_on_loaded(
     clip_vision: ClipVisionModel | None = None,
 ) -> Path:
     """What `train_on_loaded` would do, written down: the job's file. Nothing is encoded or trained."""
-    models = _checked(model, clip, vae, dataset, config, emit, clip_vision).models
+    models = checked(model, clip, vae, dataset, config, emit, clip_vision).models
     return job_of(origin, config, dataset, models).write_new(paths.jobs_directory())
 
 
@@ -203,7 +174,7 @@ def plan_on_loaded(
     clip_vision: ClipVisionModel | None = None,
 ) -> Plan:
     """What `train_on_loaded` would do, without encoding, training or saving anything."""
-    job = _checked(model, clip, vae, dataset, config, emit, clip_vision)
+    job = checked(model, clip, vae, dataset, config, emit, clip_vision)
     dataset, config = cut_to_fit(job.dataset, job.config, job.texts, emit)
     with torch.inference_mode(False):
         plan, _ = plan_run(
@@ -218,223 +189,3 @@ def plan_on_loaded(
             f" (it is {config.data.batch_size})"
         )
     return plan
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Checked:
-    """A training whose settings, pictures and models were found fit for each other."""
-
-    model: ModelPatcher
-    """Computing in the precision that was asked for."""
-    clip: CLIP
-    dataset: Dataset
-    config: TrainConfig
-    start: StartingLora | None
-    steps: int
-    prints: tuple[str, ...]
-    """`_fingerprints`."""
-    models: dict[str, str]
-    """Fingerprints of model, clip and vae; empty where one is not known."""
-    identities: Identities
-    texts: HostTextEncoder
-    choices: Choices
-    emit: Emit
-    judge: ClipVisionJudge | FolderJudge | None = None
-    told: set[str] = field(default_factory=set)
-    """Remarks on loans."""
-
-    @contextmanager
-    def lend(self, memory: MemoryConfig) -> Iterator[Loan]:
-        train_text = self.config.encodes_each_step
-        with ExitStack() as loans:
-            gc.collect()  # what was on the device before: optimizers hold themselves in circles
-            if self.judge is not None:
-                self.judge.leave_device()
-            _make_room(self.model, self.clip if train_text else None)
-            denoiser = loans.enter_context(borrowed(self.model, memory))
-            text = loans.enter_context(borrowed_clip(self.texts)) if train_text else None
-            for remark in denoiser.remarks:
-                if remark not in self.told:
-                    self.told.add(remark)
-                    self.emit(Notice(message=remark))
-            yield Loan(denoiser=denoiser, text=text)
-
-
-def _checked(
-    model: ModelPatcher,
-    clip: CLIP,
-    vae: VAE,
-    dataset: Dataset,
-    config: TrainConfig,
-    emit: Emit,
-    clip_vision: ClipVisionModel | None,
-    judge: ClipVisionJudge | FolderJudge | None = None,
-) -> _Checked:
-    """Raises what `preflight.check` does; says what the user must know of settings and model."""
-    config = replace(config, memory=wanted(config.memory))
-    dataset, told = _with_clips(dataset, model, vae)
-    check_given(model)
-    if way_of(model).start and way_of(model).needed and config.prior.uses_pictures:
-        raise ConfigError(
-            f"{type(model.model).__name__} draws from a start picture, and class pictures have none; choose"
-            " output_preservation (Prior Preservation)"
-        )
-    choices = _choices(model, config, clip_vision, emit)
-    dataset = suited(dataset, model, clip, emit, choices).hold_out(config.validation.held_out)
-    if way_of(model).masks:
-        dataset = with_drawn_masks(dataset)
-    drawn_alone = way_of(model).start and way_of(model).needed and config.preview.frames == 1
-    if drawn_alone and config.preview.prompts and config.preview.every:
-        name = type(model.model).__name__
-        emit(
-            Notice(
-                message=f"{name} draws clips from a start picture, and previews are still pictures without;"
-                " raise frames (Train Preview)"
-            )
-        )
-    start = _starting_lora(model, config, emit)
-    process = noise_process(model.get_model_object("model_sampling"))
-    check(config, dataset, model.model.diffusion_model, process, start)
-    if config.embedding.vectors:
-        initial_tokens(clip, config.embedding.initial_word)
-    for remark in (*told, *remarks(config, dataset)):
-        emit(Notice(message=remark))
-    steps = config.total_steps(dataset.shown)
-    if model_family(model) is UNLISTED:
-        name = type(model.model).__name__
-        emit(
-            Notice(
-                message=f"{name} is no family that we have tested; training by what the model says of itself"
-            )
-        )
-    prints, models, own = _fingerprints(model, clip, vae, config, frame_rate(dataset), emit)
-    if choices.vision_identity and any(r.first_frame or r.controls for r in dataset.records):
-        prints = (*prints, choices.vision_identity)
-    return _Checked(
-        model=_computing_in(model, config.memory.precision),
-        clip=clip,
-        dataset=dataset,
-        config=config,
-        start=start,
-        steps=steps,
-        prints=prints,
-        models=models,
-        identities=own,
-        texts=HostTextEncoder(
-            clip,
-            model,
-            config.objective.guidance,
-            config.data.caption_syntax,
-            frame_rate(dataset),
-            identity=own.conditions,
-            network_identity=own.network,
-        ),
-        choices=choices,
-        emit=emit,
-        judge=judge,
-    )
-
-
-def _choices(
-    model: ModelPatcher, config: TrainConfig, clip_vision: ClipVisionModel | None, emit: Emit
-) -> Choices:
-    """What is connected and would not be used is said."""
-    node = config.data.edit_node
-    if clip_vision is None:
-        return Choices(edit_node=node)
-    if not way_of(model).features(model.model):
-        emit(Notice(message=f"{type(model.model).__name__} takes no CLIP vision; clip_vision is not used"))
-        return Choices(edit_node=node)
-    identity = known(model_fingerprint(clip_vision.patcher))
-    return Choices(edit_node=node, vision=clip_vision, vision_identity=identity)
-
-
-def _with_clips(dataset: Dataset, model: ModelPatcher, vae: VAE) -> tuple[Dataset, list[str]]:
-    """The dataset with the frames that this model trains, and what the user must be told."""
-    family = model_family(model)
-    return fitted(
-        dataset,
-        step=clip_step(vae, model),
-        rate=family.fps or 0,
-        model=family.title or type(model.model).__name__,
-    )
-
-
-def _starting_lora(model: ModelPatcher, config: TrainConfig, emit: Emit) -> StartingLora | None:
-    name = config.adapter.start_from
-    if not name:
-        return None
-    tensors, metadata = read_lora(paths.lora_path(name))
-    tensors, embeddings = split(tensors)
-    if embeddings:
-        emit(
-            Notice(
-                message=f"{name} brings an embedding of {shortened(embeddings)}; the training goes on from"
-                " its LoRA alone"
-            )
-        )
-    start = read_start(
-        tensors,
-        lora.aliases(model),
-        lora.layer_shapes(model),
-        file_alpha=config.adapter.start_alpha,
-        metadata=metadata,
-    )
-    if start.left_out:
-        emit(
-            Notice(
-                message=f"{len(start.left_out)} tensors of {name} change norms, biases or other weights that"
-                f" no adapter can hold; the training starts without them: {shortened(start.left_out)}"
-            )
-        )
-    return start
-
-
-def _fingerprints(
-    model: ModelPatcher, clip: CLIP, vae: VAE, config: TrainConfig, rate: float | None, emit: Emit
-) -> tuple[tuple[str, ...], dict[str, str], Identities]:
-    """Everything outside the config that decides the weights; the model's own comes first. Those of the
-    models by name. rate: of the frames of clips.
-
-    Where something cannot be told, this run is taken for no other, and that is said.
-    """
-    found = [model_fingerprint(model), clip_fingerprint(clip), vae_fingerprint(vae)]
-    prints = [own for own, _ in found]
-    if unknown := [what for _, more in found for what in more]:
-        prints.append(uuid.uuid4().hex)
-        emit(
-            Notice(
-                message="an earlier run of this graph cannot be recognised, and this one neither later: it is"
-                f" not known what {shortened(unknown)} on the model does"
-            )
-        )
-    process = noise_process(model.get_model_object("model_sampling"))
-    prints.append(f"{process.prediction} {process.shift} {process.sigmas.sum()}")
-    if config.adapter.start_from:
-        prints.append(sha256(paths.lora_path(config.adapter.start_from)))
-    of_model, of_clip, of_vae = found
-    names = ("model", "clip", "vae")
-    models = {name: "" if more else own for name, (own, more) in zip(names, found, strict=True)}
-    return tuple(prints), models, identities(model, of_model, of_clip, of_vae, config, rate)
-
-
-def _make_room(model: ModelPatcher, clip: CLIP | None) -> None:
-    """VAE and text encoder leave the device before training, unless the text encoder is trained."""
-    device = model.load_device
-    if mm.is_device_cpu(device):
-        return
-    stay = [model] if clip is None else [model, clip.patcher]
-    # Where only the network lives on, ComfyUI's entry has no model any more; `free_memory` passes it over.
-    loaded = ((entry, entry.model) for entry in mm.current_loaded_models)
-    keep = [entry for entry, own in loaded if own is not None and any(own.is_clone(s) for s in stay)]
-    mm.free_memory(1e30, device, keep_loaded=keep)
-
-
-def _computing_in(model: ModelPatcher, precision: str) -> ModelPatcher:
-    """The same weights, computed with in another precision; "auto" is what ComfyUI chose."""
-    # What the shared model says it computes in may be left over from another clone.
-    if precision == "auto":
-        return model
-    clone = model.clone()
-    clone.set_model_compute_dtype(_DTYPES[precision])
-    return clone
