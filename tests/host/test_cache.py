@@ -242,7 +242,7 @@ def test_another_vae_or_text_encoder_takes_nothing_of_the_first(
 def test_what_is_not_known_to_be_the_same_is_not_taken(
     loaded, pictures, tmp_path, encoders, monkeypatch
 ) -> None:
-    fingerprint = training.vae_fingerprint
+    fingerprint = checked.vae_fingerprint
     monkeypatch.setattr(checked, "vae_fingerprint", lambda vae: (fingerprint(vae)[0], ["a wrapper"]))
     dataset = scan_folder(pictures, resolution=64)
     for _ in range(2):
