@@ -1,4 +1,4 @@
-"""The report of Evaluate LoRA is one file: a browser shows it from the disk, without a server."""
+"""The report of Evaluate LoRA, a file that needs no server; Compare Reports on the canvas, by the Run button."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ from in_graph_lora.trainer.evidence.page import page as report_page
 from in_graph_lora.trainer.evidence.report import Report
 from in_graph_lora.trainer.evidence.shots import BASE, Candidate, shots
 
+from ..unit.test_evidence import drawn, found
+from ..unit.test_evidence import written as compared
+from .page import open_prompt
+
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
+
+    from workbench.dev.server import Server
 
 pytestmark = [pytest.mark.web, pytest.mark.slow]
 STEPS = (100, 200, 300, 400)
@@ -69,3 +75,17 @@ def test_it_opens_from_the_disk_with_no_request_elsewhere_and_nothing_amiss(
     page.get_by_text("All that decides the figures").click()
     assert page.locator("pre").is_visible()
     page.close()
+
+
+def test_run_shows_on_the_node_what_is_worse_and_what_is_not(canvas: Page, server: Server) -> None:
+    root = server.base / "output" / "in-graph-lora" / "evidence"
+    for name, shares in (("page-good", {"trigger": 1.0}), ("page-worse", {"trigger": 0.2, "class": 0.9})):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        compared(root / name, "report", found(drawn(shares)))
+    for after, said in (("page-good", "Nothing is worse by more than"), ("page-worse", "Worse: ")):
+        inputs = {"before": "evidence/page-good", "after": f"evidence/{after}"}
+        open_prompt(canvas, {"1": {"class_type": "CompareReports", "inputs": inputs}}, after)
+        canvas.get_by_test_id("queue-button").click()
+        canvas.get_by_text(said).first.wait_for(timeout=60_000)
+    assert canvas.get_by_role("cell", name="subject fidelity").first.is_visible()
+    assert canvas.complaints == []  # type: ignore[attr-defined]
