@@ -1,4 +1,4 @@
-"""The report of Evaluate LoRA, a file that needs no server; Compare Reports on the canvas, by the Run button."""
+"""The report of Evaluate LoRA, a file that needs no server, and Compare Reports on the canvas."""
 
 from __future__ import annotations
 
