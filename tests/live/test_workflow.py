@@ -146,7 +146,9 @@ def test_two_stages_of_wan22_are_a_graph_that_the_server_accepts(server: Server,
 
 def test_the_steps_of_a_run_are_compared_and_the_best_one_draws(client: Client, pictures: str) -> None:  # noqa: F811
     """Without a judge: ComfyUI's loader of CLIP Vision knows networks of full size only."""
-    trained = {key: node for key, node in graph(pictures, name="compared").items() if key in "1234"}
+    trained = {
+        key: node for key, node in graph(pictures, name="compared").items() if key in ("1", "2", "3", "4")
+    }
     trained["6"] = {"class_type": "TrainPreview", "inputs": {**PREVIEW, "held_out": 1}}
     trained["4"]["inputs"]["preview"] = ["6", 0]
     result = client.run(trained)

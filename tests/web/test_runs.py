@@ -363,7 +363,7 @@ def test_compare_baseline_shows_its_pictures_with_a_divider(canvas: Page, server
     assert (large.bounding_box() or {"width": 0})["width"] > 2 * box["width"]
     canvas.keyboard.press("Escape")
     canvas.locator("dialog").wait_for(state="detached")
-    assert len(canvas.evaluate("() => app.graph.serialize().nodes[0].widgets_values")) == 13
+    assert len(canvas.evaluate("() => app.graph.serialize().nodes[0].widgets_values")) == 14
     assert canvas.complaints == []
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from ... import __version__
 from ..config import TrainConfig
 from ..data.records import Dataset
 from ..events import Emit, Event, RunOpened
@@ -53,6 +52,8 @@ def job_of(origin: Origin, config: TrainConfig, dataset: Dataset, models: Mappin
     if origin.job:
         origin.job.check_models(models)
         origin.job.check_pictures(dataset)
+    from ... import __version__  # a script has the engine without the pack around it
+
     graph = needed(origin.graph, origin.node)
     graph[origin.node]["inputs"]["where"] = "here"
     return Job(

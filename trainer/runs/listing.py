@@ -20,7 +20,6 @@ from .checkpoints import LORA, loras, step_reached
 from .folder import RunFolder
 from .history import curve, pictures, prompts
 from .in_use import is_in_use
-from .judged import best_judged
 
 CURVE_POINTS = 200
 
@@ -85,6 +84,8 @@ class Runs:
         means of neighbours. checkpoints: [{step, held_out, pictures}] of each step with a LoRA. best: the
         step that the judge of the previews finds best; None where none decided.
         """
+        from .judged import best_judged  # brings the libraries of training, which a start does without
+
         folder = self.folder(run)
         loss, held_out = _curve(folder.path, *_version(folder.log.path))
         measured, shown = dict(held_out), _pictures(folder)
