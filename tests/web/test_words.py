@@ -31,6 +31,8 @@ ARGUMENTS = {
 """Function → which argument of it is a sentence for the user."""
 RETURNED = {"validate_inputs", "_nothing_usable", "garbled", "unknown", "kept", "spent"}
 """Functions whose result is a sentence for the user."""
+REASONS = {"reason", "why"}
+"""Variables that hold a sentence for the user, or a part of one."""
 LOCALS = {"bounds": ["{} or more", "{} to {}"], "hint": ["{}"]}
 """What variables in messages hold, where the sentence depends on it."""
 
@@ -70,8 +72,12 @@ def sentences(tree: ast.AST) -> Iterator[str]:
                 yield from variants(node.args[ARGUMENTS[name]])
             if name == "Notice" and "message" in keywords:
                 yield from variants(keywords["message"])
+            if name == "Problem":
+                yield from variants(keywords.get("reason", ast.Constant("")))
             if name == "Phase":
                 yield from variants(keywords.get("label", keywords.get("name", ast.Constant(""))))
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in REASONS:
+            yield from variants(node.value)
         if isinstance(node, ast.FunctionDef) and node.name in RETURNED:
             for inner in ast.walk(node):
                 if isinstance(inner, ast.Return) and inner.value is not None:
