@@ -31,6 +31,8 @@ ARGUMENTS = {
 """Function → which argument of it is a sentence for the user."""
 RETURNED = {"validate_inputs", "_nothing_usable", "garbled", "unknown", "kept", "spent"}
 """Functions whose result is a sentence for the user."""
+KEYWORDS = {"Notice": "message", "Problem": "reason"}
+"""Class → the argument that is a sentence for the user."""
 REASONS = {"reason", "why"}
 """Variables that hold a sentence for the user, or a part of one."""
 LOCALS = {"bounds": ["{} or more", "{} to {}"], "hint": ["{}"]}
@@ -70,10 +72,8 @@ def sentences(tree: ast.AST) -> Iterator[str]:
             keywords = {k.arg: k.value for k in node.keywords}
             if len(node.args) > ARGUMENTS.get(name, 99):
                 yield from variants(node.args[ARGUMENTS[name]])
-            if name == "Notice" and "message" in keywords:
-                yield from variants(keywords["message"])
-            if name == "Problem":
-                yield from variants(keywords.get("reason", ast.Constant("")))
+            if (said := keywords.get(KEYWORDS.get(name, ""))) is not None:
+                yield from variants(said)
             if name == "Phase":
                 yield from variants(keywords.get("label", keywords.get("name", ast.Constant(""))))
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in REASONS:
