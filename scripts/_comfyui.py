@@ -56,14 +56,15 @@ class Headless:
 
         # There is no loop to send them on.
         self.server.send_sync = lambda event, data, sid=None: told(str(event), data)
-        self.server.client_id = None
         prompt_id = uuid.uuid4().hex
         valid, error, _, errors = asyncio.run(execution.validate_prompt(prompt_id, graph, [node]))
         if not valid:
             raise GraphError(_explained(error, errors))
         before = signal.signal(signal.SIGINT, lambda *_: mm.interrupt_current_processing())
         queue = self.server.prompt_queue  # ComfyUI's own thread works on it
-        queue.put((0, prompt_id, graph, {"extra_pnginfo": dict(extra)}, [node], {}))
+        # ComfyUI says what a node has made only where there is a client.
+        more = {"extra_pnginfo": dict(extra), "client_id": prompt_id}
+        queue.put((0, prompt_id, graph, more, [node], {}))
         try:
             while not (done := queue.get_history(prompt_id=prompt_id)):
                 time.sleep(0.1)

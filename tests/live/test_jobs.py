@@ -56,6 +56,7 @@ def test_a_job_gives_the_canvas_lora_bit_for_bit_goes_on_and_names_what_changed(
         "2/3",
         "3/3",
     ]
+    assert f"LoRA: {tmp_path / 'loras' / 'job.safetensors'}" in done.stdout
     mine, theirs = (load_file(folder / "job.safetensors") for folder in (tmp_path / "loras", loras))
     assert mine.keys() == theirs.keys()
     assert all(mine[key].equal(theirs[key]) for key in mine)
