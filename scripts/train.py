@@ -13,6 +13,7 @@ loads what is finished. docs/python.md says more.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,10 @@ def main() -> None:
     args, options = arguments(sys.argv[1:end]), sys.argv[end + 1 :]
     if args.job:
         import_pack()
-        sys.exit(train_job(args.job.resolve(), args.comfyui, [*options, *["--cpu"][: args.cpu]]))
+        code = train_job(args.job.resolve(), args.comfyui, [*options, *["--cpu"][: args.cpu]])
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # ComfyUI's thread may be within torch, which an ordinary exit tears away
     # ComfyUI reads its options when it is first imported. The script's own folder must not be searched.
     sys.path[0] = str(args.comfyui.resolve())
     from comfy.cli_args import args as options
