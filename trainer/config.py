@@ -96,7 +96,7 @@ class TrainConfig:
         demand(0 <= self.seed < 2**64, f"train_seed is {self.seed}; choose 0 to 2^64 - 1")
         demand(
             bool(self.preview.prompts or not self.validation.judge),
-            "there is a judge but no pictures for it; write a line into prompts of TrainPreview",
+            "there is a judge but no pictures for it; write a line into prompts (Train Preview)",
         )
 
     def _check_embedding(self) -> None:

@@ -114,7 +114,10 @@ class Job:
 def manifest(dataset: Dataset) -> dict[str, str]:
     """Path below the folder that all pictures share, with "/" → digest of all that is said of it."""
     paths = [r.path.absolute() for r in dataset.records]
-    shared = Path(os.path.commonpath([p.parent for p in paths])) if paths else Path()
+    try:
+        shared = Path(os.path.commonpath([p.parent for p in paths]))
+    except ValueError:  # Windows: on several drives, or no picture at all
+        paths, shared = [p.relative_to(p.anchor) for p in paths], Path()
     out: dict[str, list[str]] = {}
     for path, record in zip(paths, dataset.records, strict=True):
         out.setdefault(path.relative_to(shared).as_posix(), []).append(record.identity)

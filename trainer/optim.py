@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from .config import OptimizerConfig
 from .errors import ConfigError
 from .muon import MuonAndAdamW, check_muon
+from .options.optimizer import RATE_FOUND
 
 ParameterGroups = list[dict[str, Any]]
 
@@ -108,8 +109,6 @@ _PACKAGES: dict[str, tuple[str, str]] = {
     ),
 }
 """(module, name for pip) of what is not torch's."""
-RATE_FOUND = ("prodigy", "prodigy_plus")
-"""These find the learning rate and multiply it by what is set."""
 SCHEDULE_FREE = ("schedule_free_adamw", "prodigy_plus")
 """These average their iterates instead of lowering the rate."""
 

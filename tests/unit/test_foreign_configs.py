@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import save_file
 
 from in_graph_lora.trainer.adapters.metadata import training_metadata
-from in_graph_lora.trainer.config import AdapterConfig, ObjectiveConfig, TrainConfig
+from in_graph_lora.trainer.config import AdapterConfig, EmbeddingConfig, ObjectiveConfig, TrainConfig
 from in_graph_lora.trainer.errors import ConfigError
 from in_graph_lora.trainer.recipes import foreign
 from in_graph_lora.trainer.recipes.settings import DEFAULTS, settings
 from in_graph_lora.trainer.recipes.source_text import names_a_file, read_file, read_text, read_text_file
-from in_graph_lora.trainer.recipes.tool import NONE
+from in_graph_lora.trainer.recipes.tool import NONE, OTHER_NODES
 from in_graph_lora.trainer.recipes.tools import TOOLS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -206,8 +206,11 @@ def test_what_cannot_be_read_is_said_in_a_sentence(text, said):
 def test_tables_within_tables_without_end_are_refused():
     bomb = "a: &a {x: 1}\n" + "\n".join(f"{chr(98 + i)}: &{chr(98 + i)} {{" + ", ".join(
         f"k{n}: *{chr(97 + i)}" for n in range(9)) + "}" for i in range(8))  # fmt: skip
-    for text in (bomb, "a: &a [{b: *a}]", "a" * 2_000_001):
-        with pytest.raises(ConfigError, match="too many tables|at most"):
+    plain = "a: &a [1]\n" + "\n".join(f"{chr(98 + i)}: &{chr(98 + i)} [" + ", ".join(
+        [f"*{chr(97 + i)}"] * 9) + "]" for i in range(9))  # fmt: skip
+    deep = "{" + '"a": {' * 20 + "}" * 21
+    for text in (bomb, plain, "a: &a [{b: *a}]", deep, "a" * 2_000_001):
+        with pytest.raises(ConfigError, match="too many tables|at most|more than 50000 values"):
             of(text)
 
 
@@ -273,7 +276,11 @@ COMMON = {"network_module": "networks.lora", "network_dim": 8, "max_train_steps"
         ({"text_encoder_lr": [1e-5, 2e-5]}, "optimizer.text_encoder_lr", 1e-5),
         ({"reg_data_dir": "x", "prior_loss_weight": 0.5}, "prior.method", "class_images"),
         ({"debiased_estimation_loss": True}, "objective.weighting", "debiased_kohya"),
-        ({"weighted_captions": True}, "data.caption_syntax", "comfyui"),
+        ({"optimizer_type": "pytorch_optimizer.CAME"}, "optimizer.name", "came"),
+        ({"learning_rate": 1, "optimizer_type": "prodigyplus.ProdigyPlusScheduleFree"},
+         "optimizer.learning_rate", 1.0),
+        ({"network_args": ["down_lr_weight=sine+.25", "mid_lr_weight=0.5", "block_lr_zero_threshold=0.1"]},
+         "adapter.lr_by_block", "down_lr_weight=sine+.25\nmid_lr_weight=0.5\nblock_lr_zero_threshold=0.1"),
         ({"random_crop": True}, "framing.crop", "random"),
         ({"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 0.25}, "optimizer.warmup_steps", 25),
         ({"use_lion_optimizer": True}, "optimizer.name", "lion"),
@@ -296,7 +303,7 @@ def test_what_sd_scripts_takes_from_several_names(more, setting, value):
             "model_prediction_type",
         ),
         ({"lr_scheduler": "rex"}, "lr_scheduler"),
-        ({"optimizer_type": "CAME"}, "optimizer_type"),
+        ({"optimizer_type": "DAdaptLion"}, "optimizer_type"),
         ({"loss_type": "wavelet"}, "loss_type"),
     ],
 )
@@ -359,19 +366,31 @@ def test_what_other_tools_take_from_several_names(config, setting, value):
         ({**TRAINER, "timestep_distribution": "BETA"}, "timestep_distribution"),
         ({**TRAINER, "dynamic_timestep_shifting": True}, "dynamic_timestep_shifting"),
         ({**TRAINER, "loss_weight_fn": "P2"}, "loss_weight_fn"),
-        ({**TRAINER, "optimizer": {"optimizer": "CAME"}}, "optimizer.optimizer"),
+        ({**TRAINER, "optimizer": {"optimizer": "TIGER"}}, "optimizer.optimizer"),
         ({**TRAINER, "masked_prior_preservation_weight": 0.5}, "masked_prior_preservation_weight"),
         ({**TUNER, "lora_type": "lycoris"}, "lora_type"),
         ({**TUNER, "optimizer": "soap"}, "optimizer"),
         ({**TUNER, "noise_offset": 0.1}, "noise_offset"),
         ({"config": {"process": [{"network": {"type": "lorm"}}]}}, "network.type"),
         ("train_dreambooth_lora_flux.py --lora_layers attn.to_k --weighting_scheme own", "weighting_scheme"),
-        ("train_dreambooth_lora_sdxl.py --optimizer muon", "optimizer"),
+        ("train_dreambooth_lora_sdxl.py --optimizer sgd", "optimizer"),
         ('{"ss_network_dim": "8", "ss_optimizer": "library.own.Own"}', "optimizer"),
     ],
 )
 def test_what_other_tools_have_alone_is_listed(config, name):
     assert name in of(config).left[NONE]
+
+
+def test_what_training_recipe_has_no_output_for_is_named_and_not_taken_over():
+    weighted = of({**COMMON, "weighted_captions": True})
+    assert "weighted_captions" in weighted.left[OTHER_NODES]
+    assert "set caption_syntax of Train LoRA to comfyui" in foreign.report(weighted)
+    own = TrainConfig(embedding=EmbeddingConfig(vectors=2, placeholder="x", initial_word="cat"))
+    found = of(json.dumps(own.to_dict()))
+    assert {"embedding.vectors", "embedding.placeholder", "data.edit_node"} <= found.left[OTHER_NODES].keys()
+    assert not foreign.usable(found).config.embedding.vectors
+    came = of({**COMMON, "optimizer_type": "CAME", "optimizer_args": ["betas=.9,.99"]})
+    assert "came has betas and eps of its own here" in foreign.report(came)
 
 
 def test_a_newer_version_of_a_config_is_said():

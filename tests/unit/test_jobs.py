@@ -62,6 +62,7 @@ def test_pictures_are_the_same_in_another_folder_and_named_where_they_are_not() 
         own.check_pictures(now)
     twice = now.with_records([*now.records, now.records[1]])
     assert manifest(twice)["more/2.png"] != manifest(now)["more/2.png"]
+    assert manifest(records("/a")) == {}
 
 
 def test_another_model_of_the_same_name_is_named() -> None:

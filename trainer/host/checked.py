@@ -24,6 +24,7 @@ from ..errors import ConfigError, shortened
 from ..events import Emit, Notice
 from ..families import UNLISTED
 from ..files import sha256
+from ..noise import Tokens
 from ..ports import Loan
 from ..preflight import check, remarks
 from . import lora, paths
@@ -38,7 +39,7 @@ from .identity import (
     model_fingerprint,
     vae_fingerprint,
 )
-from .model import borrowed, model_family
+from .model import borrowed, model_family, tokens
 from .noise import noise_process
 from .planning import wanted
 from .references import Choices, suited
@@ -245,6 +246,8 @@ def fingerprints(
         )
     process = noise_process(model.get_model_object("model_sampling"))
     prints.append(f"{process.prediction} {process.shift} {process.sigmas.sum()}")
+    if (own_tokens := tokens(model)) != Tokens():  # earlier versions counted Flux.1's for all
+        prints.append(str(own_tokens))
     if config.adapter.start_from:
         prints.append(sha256(paths.lora_path(config.adapter.start_from)))
     of_model, of_clip, of_vae = found

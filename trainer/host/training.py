@@ -65,7 +65,7 @@ def train_on_loaded(
     if config.validation.judge and judge is None:
         raise ConfigError(
             f"these settings have the previews judged by {config.validation.judge}, and no judge is there;"
-            " connect it to TrainPreview"
+            " connect it to Train Preview"
         )
     job = checked(model, clip, vae, dataset, config, emit, clip_vision, judge)
     prints = job.prints

@@ -23,6 +23,10 @@ OPTIMIZERS = (
     "stable_adamw",
     "prodigy_plus",
 )
+RATE_FOUND = ("prodigy", "prodigy_plus")
+"""These find the learning rate and multiply it by what is set."""
+OWN_BETAS = ("came", "ademamix", "adan", "adopt", "stable_adamw", "prodigy_plus")
+"""These have betas and eps of their own, whatever is set."""
 SCHEDULES = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
 
 

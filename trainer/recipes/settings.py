@@ -1,5 +1,4 @@
-"""Settings by flat names, such as `adapter.rank`: the fields of TrainConfig, and of Framing below"
-" `framing`."""
+"""Settings by flat names, such as `adapter.rank`: the fields of TrainConfig, and `framing.…` of Framing."""
 
 from __future__ import annotations
 
@@ -26,9 +25,11 @@ NODES = {
 }
 """Section → the node that has its fields."""
 _ON_TRAIN_LORA = {"steps", "seed", "adapter.rank", "adapter.alpha", "optimizer.learning_rate"}
-_ON_TRAIN_LORA |= {"data.batch_size", "data.caption_syntax"}
+_ON_TRAIN_LORA |= {"data.batch_size"}
 _NOT_HERE = {"name", "adapter.start_from", "adapter.start_alpha"}
 """Of a run, and not of a way to train."""
+_NO_OUTPUT = {"data.caption_syntax", "data.edit_node", "validation.judge"}
+"""Training Recipe has no output for these, nor for the section `embedding`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +48,11 @@ def _flat() -> dict[str, Any]:
                 found |= {f"{f.name}.{inner.name}": getattr(value, inner.name) for inner in fields(value)}
             else:
                 found[name] = value
-    return {name: value for name, value in found.items() if name not in _NOT_HERE}
+    return {
+        name: value
+        for name, value in found.items()
+        if name not in _NOT_HERE | _NO_OUTPUT and not name.startswith("embedding.")
+    }
 
 
 DEFAULTS: Mapping[str, Any] = _flat()

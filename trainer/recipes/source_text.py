@@ -15,6 +15,7 @@ from typing import Any
 
 from ..data.layouts.kohya import loads as read_toml
 from ..errors import ConfigError
+from ..safe_yaml import loads as read_yaml
 
 MAX_BYTES = 2_000_000
 MAX_ITEMS = 20_000
@@ -92,25 +93,17 @@ def read_text(text: str) -> Source:
         return _command_line(text)
     if read_toml is not None and (found := _toml(text)) is not None:
         return Source(values=flat(found))
-    return Source(values=flat(_parsed(text, "YAML", _yaml)))
+    return Source(values=flat(_parsed(text, "YAML", read_yaml)))
 
 
 def _parsed(text: str, form: str, parse: Any) -> Any:
-    import yaml
-
     try:
         return parse(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"config: cannot be read as {form} ({reason}); correct it, or paste it whole"
         ) from error
-
-
-def _yaml(text: str) -> Any:
-    import yaml
-
-    return yaml.safe_load(text)
 
 
 def _toml(text: str) -> Any:

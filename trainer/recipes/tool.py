@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ..errors import ConfigError
+from ..options.optimizer import OWN_BETAS, RATE_FOUND
 from .settings import DEFAULTS
 from .source_text import LAUNCHER, Source
 
@@ -20,11 +21,12 @@ MEMORY = "memory and speed: here Train Memory chooses what fits"
 ALWAYS = "always so here"
 SAMPLES = "sample pictures: Train Preview has them"
 LAUNCH = "the launcher"
+OTHER_NODES = "what is connected or set elsewhere: Textual Inversion, Train LoRA, Train Preview"
 MODEL = "the model: it is the one on the canvas"
 IDLE = "not used there for this kind of model"
 NONE = "no counterpart here, so this part is not the same"
 _OWN_RATE = 0.1
-REASONS = (NONE, DATA, SAMPLES, FILES, MEMORY, MODEL, PATH, LAUNCH, ALWAYS, IDLE)
+REASONS = (NONE, DATA, SAMPLES, FILES, MEMORY, MODEL, PATH, LAUNCH, OTHER_NODES, ALWAYS, IDLE)
 """Why a name has no setting here; those that change what is learned come first."""
 
 
@@ -178,9 +180,11 @@ def convert(tool: Tool, source: Source) -> Converted:
 
 
 def _stand_in(reading: Reading) -> None:
-    """A rate for optimizers that find their own is none for others."""
+    """What an optimizer does not use. A rate for those that find their own is none for others."""
     name, rate = (reading.settings.get(f"optimizer.{n}") for n in ("name", "learning_rate"))
-    if name != "prodigy" and rate is not None and rate >= _OWN_RATE:
+    if name in OWN_BETAS and reading.settings.keys() & {"optimizer.betas", "optimizer.eps"}:
+        reading.note(f"{name} has betas and eps of its own here; those of the config are not used")
+    if name not in RATE_FOUND and rate is not None and rate >= _OWN_RATE:
         start = 0.01 if name == "adafactor" else 1e-4
         reading.settings["optimizer.learning_rate"] = start
         used = name or "adamw"

@@ -21,6 +21,7 @@ from ..evidence.known import TRAINED_ON, Known, gather
 from ..evidence.measure import measure
 from ..evidence.shots import Candidate, Kind, Shot
 from ..evidence.sight import Judge, Sight, look
+from ..text import mentions
 from ..timeline import JUDGING
 from .folder import RunFolder
 from .previews import Previews
@@ -189,7 +190,7 @@ def shots_of(config: TrainConfig, trigger: str) -> list[Shot]:
     if "trigger" not in kinds:
         raise ConfigError(
             f"no line of prompts has the trigger {trigger!r}, so the judge would see no picture of the"
-            " subject; write it into a line of prompts in TrainPreview"
+            " subject; write it into a line of prompts (Train Preview)"
         )
     kinds.extend(UNRELATED for _ in preview.unrelated_prompts)
     return [
@@ -199,6 +200,4 @@ def shots_of(config: TrainConfig, trigger: str) -> list[Shot]:
 
 
 def _kind(prompt: str, trigger: str) -> Kind:
-    words = [word.strip(",.") for word in prompt.split()]
-    has = not trigger or trigger in words or (" " in trigger and trigger in prompt)
-    return "trigger" if has else "class"
+    return "trigger" if not trigger or mentions(trigger, prompt) else "class"

@@ -74,6 +74,6 @@ def _best(folder: RunFolder, validations: Mapping[int, float], files: Mapping[in
             validation.add(step, loss)
     if validation.best_step is None:
         raise ConfigError(
-            f"run {folder.path.name} measured no held-out loss; choose a step (TrainPreview sets held_out)"
+            f"run {folder.path.name} measured no held-out loss; choose a step (Train Preview sets held_out)"
         )
     return validation.best_step

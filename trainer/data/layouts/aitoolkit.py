@@ -10,15 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ...errors import DatasetError, shortened
+from ...safe_yaml import loads
 from ..records import Problem
 from .source import MAX_REPEATS, Source, folder_named, read_config, resolution_of, whole_number
 
 MAX_BYTES = 500_000
-MAX_NODES = 50_000
-"""Of a file with all its aliases written out."""
 
 _HERE = frozenset(
     {
@@ -37,6 +34,7 @@ _NODES = {
     "num_frames": "Video Clips",
     "fps": "Video Clips",
     "shrink_video_to_frames": "Video Clips",
+    "do_i2v": "Video Clips",
 }
 """Settings that another node has."""
 _NO_LOSS = (
@@ -56,7 +54,7 @@ def recognises(path: Path) -> bool:
 
 
 def read(path: Path, problems: list[Problem]) -> list[Source]:
-    config = read_config(path, _parse, MAX_BYTES)
+    config = read_config(path, loads, MAX_BYTES)
     found = list[Source]()
     unused: dict[str, None] = {}
     for i, (entry, trigger) in enumerate(_datasets(config, path), 1):
@@ -155,34 +153,3 @@ def _control_paths(entry: Mapping[str, Any]) -> list[Any]:
     several = [c for i in (1, 2, 3) if (c := entry.get(f"control_path_{i}"))]
     one = entry.get("control_path") or []
     return several or (one if isinstance(one, list) else [one])
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that counts what aliases stand for: each may double what the one before it holds."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self._count = 0
-        self._counts: dict[int, int] = {}
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        before, alias = self._count, self.check_event(yaml.AliasEvent)
-        node = super().compose_node(parent, index)
-        # An alias inside of what it stands for has no count yet.
-        self._count += self._counts.get(id(node), MAX_NODES + 1) if alias else 1
-        if self._count > MAX_NODES:
-            raise yaml.YAMLError(f"more than {MAX_NODES} values, with those that aliases repeat")
-        if not alias:
-            self._counts[id(node)] = self._count - before
-        return node
-
-
-def _parse(text: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506
-    except yaml.MarkedYAMLError as e:
-        line = f", line {e.problem_mark.line + 1}" if e.problem_mark else ""
-        hint = "; paths with backslashes go without quotes" if "escape character" in str(e.problem) else ""
-        raise ValueError(f"{e.problem}{line}{hint}") from e
-    except yaml.YAMLError as e:
-        raise ValueError(" ".join(str(e).split())) from e

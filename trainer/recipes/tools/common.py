@@ -27,7 +27,12 @@ OPTIMIZERS = {
     "prodigy": "prodigy",
     "schedule_free_adamw": "schedule_free_adamw",
     "adamwschedulefree": "schedule_free_adamw",
+    "prodigyplusschedulefree": "prodigy_plus",
+    "prodigy_plus_schedule_free": "prodigy_plus",
+    "stableadamw": "stable_adamw",
+    **{name: name for name in ("muon", "came", "ademamix", "adan", "adopt")},
 }
+"""Their names in small letters, without the package → ours."""
 PRECISIONS = {"no": "fp32", "fp32": "fp32", "float32": "fp32", "fp16": "fp16", "float16": "fp16"}
 PRECISIONS |= {"bf16": "bf16", "bfloat16": "bf16"}
 NO_WARMUP = "constant there has no warm-up, whatever lr_warmup_steps says"
@@ -62,7 +67,7 @@ def warmup(steps: str, scheduler: str = "lr_scheduler") -> Converter:
 
 
 def optimizer(reading: Reading, value: Any) -> None:
-    word = str(value).strip().lower()
+    word = str(value).strip().lower().rpartition(".")[2]
     if word in ("", "none"):
         word = "adamw"
     if word not in OPTIMIZERS:

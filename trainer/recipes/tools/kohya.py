@@ -15,6 +15,7 @@ from ..tool import (
     MEMORY,
     MODEL,
     NONE,
+    OTHER_NODES,
     PATH,
     SAMPLES,
     Converter,
@@ -111,11 +112,19 @@ def _targets(module: str) -> str:
     return "attention+feed-forward" if any(n in module for n in unmodulated) else "all linear"
 
 
+BY_BLOCK = ("down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr_zero_threshold")
+
+
 def _network_args(reading: Reading, args: dict[str, str], kind: str) -> None:
     known = {"algo", "dora_wd"}
+    by_block = [f"{name}={value}" for name, value in args.items() if name in BY_BLOCK and not is_off(value)]
+    if by_block:  # in the spelling of lr_by_block too
+        reading.set("adapter.lr_by_block", "\n".join(by_block))
     for name, value in args.items():
         if name in known:
             reading.taken.setdefault("network_args", [])
+        elif name in BY_BLOCK:
+            pass
         elif name == "loraplus_lr_ratio":
             reading.set("optimizer.lora_plus_ratio", value)
         elif name in ("conv_dim", "conv_alpha") and kind == "locon":
@@ -210,6 +219,11 @@ def prior(reading: Reading, value: Any) -> None:
         reading.leave(IDLE)
 
 
+def weighted(reading: Reading, _value: Any) -> None:
+    reading.note("weighted captions: set caption_syntax of Train LoRA to comfyui")
+    reading.leave(OTHER_NODES)
+
+
 def regularization(reading: Reading, _value: Any) -> None:
     reading.leave(DATA)
 
@@ -277,7 +291,7 @@ FIELDS: dict[str, Converter] = {
     "caption_tag_dropout_rate": to("objective.tag_dropout"),
     "shuffle_caption": to("objective.tag_shuffle"),
     "keep_tokens": to("objective.keep_tags"),
-    "weighted_captions": when_on(lambda r, _: r.set("data.caption_syntax", "comfyui")),
+    "weighted_captions": when_on(weighted),
     "masked_loss": to("objective.masked"),
     "prior_loss_weight": prior,
     "reg_data_dir": regularization,

@@ -21,7 +21,7 @@ from ..tool import (
     when_on,
 )
 from .common import optimizer, side
-from .kohya import ALWAYS_THERE, DEFAULTS, FAMILIES, FIELDS, LEFT, NEUTRAL
+from .kohya import ALWAYS_THERE, BY_BLOCK, DEFAULTS, FAMILIES, FIELDS, LEFT, NEUTRAL
 
 
 def _gui_names(values: Any) -> dict[str, Any]:
@@ -45,8 +45,8 @@ def _gui_names(values: Any) -> dict[str, Any]:
             "sd3": "networks.lora_sd3",
             "lumina": "networks.lora_lumina",
         }.get(word, "networks.lora")
-        if word == "kohya locon":
-            found["network_args"] = [f"conv_dim={found.get('conv_dim', 1)}"]
+        own = [f"{name}={value}" for name in BY_BLOCK if not is_off(value := found.pop(name, None))]
+        found["network_args"] = [f"conv_dim={found.get('conv_dim', 1)}"] * (word == "kohya locon") + own
     else:
         found["network_module"], found["network_args"] = "lycoris.kohya", [f"algo={word}"]
     # 0 is "not trained" for Flux's GUI and "as the learning rate" nowhere.
@@ -87,8 +87,7 @@ GUI = Tool(
     },
     left={
         **LEFT,
-        NONE: LEFT[NONE]
-        + " LyCORIS_preset block_* conv_* down_lr_weight mid_lr_weight up_lr_weight bypass_mode constrain"
+        NONE: LEFT[NONE] + " LyCORIS_preset block_* conv_* bypass_mode constrain"
         " train_on_input"
         " decompose_both factor module_dropout rank_dropout rank_dropout_scale rescaled train_norm unit"
         " use_cp"

@@ -11,7 +11,7 @@ from ...adapters.metadata import CONFIG
 from ...errors import ConfigError
 from ..settings import DEFAULTS
 from ..source_text import flat
-from ..tool import DATA, FILES, MODEL, NONE, Reading, Tool, to
+from ..tool import DATA, FILES, MODEL, NONE, OTHER_NODES, Reading, Tool, to
 from .common import OPTIMIZERS, optimizer_args
 from .kohya import FAMILIES, FIELDS, KOHYA, LEFT, NEUTRAL
 
@@ -118,6 +118,7 @@ OWN = Tool(
     left={
         FILES: "name modelspec.* in_graph_lora.* format",
         MODEL: "ss_* adapter.start_from adapter.start_alpha data.digest",
+        OTHER_NODES: "embedding.* data.caption_syntax data.edit_node validation.judge",
     },
     defaults={name: value for name, value in DEFAULTS.items() if not name.startswith("framing.")},
     rename=own_names,
