@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from in_graph_lora.trainer.runs.checkpoints import newest
 from workbench.client import Client
 
 from .test_training import graph, make_pictures
@@ -17,14 +19,31 @@ from .test_training import graph, make_pictures
 pytestmark = pytest.mark.slow
 
 
-def trained(repo_root: Path, comfyui: Path, base: Path, output: Path, job: Path):
-    command = [
+def command(repo_root: Path, comfyui: Path, base: Path, output: Path, job: Path) -> list[str]:
+    return [
         *[sys.executable, str(repo_root / "scripts" / "train.py"), str(job), "--cpu"],
         *["--comfyui", str(comfyui), "--"],
         *["--base-directory", str(base), "--output-directory", str(output), "--disable-api-nodes"],
         *["--database-url", f"sqlite:///{output}/comfyui.db"],
     ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def trained(*where: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*where), capture_output=True, text=True, timeout=300, check=False)
+
+
+def interrupted(*where: Path, at: str) -> subprocess.CompletedProcess[str]:
+    """With Ctrl-C after a line that begins so."""
+    with subprocess.Popen(
+        command(*where), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        lines = [next(process.stdout)]
+        while not lines[-1].startswith(at):
+            lines.append(next(process.stdout))
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, "".join(lines) + rest, errors)
 
 
 def test_a_job_gives_the_canvas_lora_bit_for_bit_goes_on_and_names_what_changed(
@@ -63,11 +82,15 @@ def test_a_job_gives_the_canvas_lora_bit_for_bit_goes_on_and_names_what_changed(
 
     (run,) = (tmp_path / "in-graph-lora" / "job").iterdir()
     longer = json.loads((run / "job.json").read_text())
-    longer["graph"]["4"]["inputs"]["steps"] = 4
+    longer["graph"]["4"]["inputs"]["steps"] = 5000
     (run / "job.json").write_text(json.dumps(longer))
-    more = trained(repo_root, comfyui, server.base, tmp_path, run)
-    assert more.returncode == 0, more.stdout + more.stderr
-    assert "going on from step 3" in more.stdout
+    stopped = interrupted(repo_root, comfyui, server.base, tmp_path, run, at="step 6/")
+    assert stopped.returncode == 130, stopped.stderr
+    assert stopped.stderr.splitlines()[-1] == "stopped; the same command goes on"
+    assert "going on from step 3" in stopped.stdout
+    checkpoint, _ = newest(run / "checkpoints")
+    assert checkpoint is not None
+    assert 6 <= checkpoint.step < 5000, "what was trained is kept"
 
     (pictures / "0.txt").write_text("a blue toy")
     longer["graph"]["1"]["inputs"]["ckpt_name"] = "gone.safetensors"
