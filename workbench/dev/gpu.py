@@ -58,6 +58,8 @@ TIMED_OUT = -9
 """Exit code of what was ended after its time."""
 LEAST = 30
 """Seconds under which nothing new is begun."""
+PATIENCE = 4
+"""How many times as long the tests may take where there is no GPU."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,8 @@ def machine(results: Results, environment: dict[str, str]) -> bool:
 
 def tests(*, gpu: bool) -> list[Item]:
     """Without a GPU dynamic VRAM cannot be had, and its half is left out."""
-    options = ["-q", "-p", "no:cacheprovider", "--timeout=150", "--tb=short"]
+    patience = 1 if gpu else PATIENCE
+    options = ["-q", "-p", "no:cacheprovider", f"--timeout={150 * patience}", "--tb=short"]
     items = []
     for name, dynamic, limit in TESTS:
         if dynamic and not gpu:
@@ -182,7 +185,7 @@ def tests(*, gpu: bool) -> list[Item]:
             Item(
                 title=title,
                 arguments=["-m", "pytest", f"tests/gpu/{name}.py", *options],
-                limit=limit,
+                limit=limit * patience,
                 finished=lambda results, title=title: results.done(title),
                 environment={"IGL_DYNAMIC_VRAM": "1"} if dynamic else {},
             )
