@@ -25,14 +25,15 @@ class LoRAAdapter(io.ComfyNode):
             display_name="LoRA Adapter",
             category=CATEGORY,
             description="Kind of adapter and the layers it sits on, for Train LoRA.",
-            search_aliases=["dora", "lokr", "loha", "oft", "locon", "lycoris", "rank", "适配器"],
+            search_aliases=["dora", "lokr", "loha", "oft", "locon", "lycoris", "custom diffusion", "rank", "适配器"],
             inputs=[
                 io.Combo.Input(
                     "kind",
                     options=list(ADAPTER_KINDS),
                     default=_D.kind,
                     tooltip="lora: the usual. locon: LoRA on convolutions too. dora: learns more, slower."
-                    " rslora: scale for high ranks. lokr, loha: LyCORIS. oft: rotates the outputs.",
+                    " rslora: scale for high ranks. lokr, loha: LyCORIS. oft: rotates the outputs."
+                    " full: the whole change of each layer, without a rank.",
                 ),
                 io.Combo.Input(
                     "targets",
@@ -110,6 +111,14 @@ class LoRAAdapter(io.ComfyNode):
                     advanced=True,
                     tooltip="Only layers in these blocks get an adapter, one line each: down, mid, up 3-5,"
                     " double_blocks 0,7, or an expression. Empty: in all blocks.",
+                ),
+                io.Boolean.Input(
+                    "hold_first_token",
+                    default=_D.hold_first_token,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Custom Diffusion, with kind full and targets kv: keys and values learn nothing"
+                    " from the start token, which every prompt has.",
                 ),
             ],
             outputs=[Adapter.Output(display_name="adapter", tooltip="For the adapter input of Train LoRA.")],

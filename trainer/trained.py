@@ -33,6 +33,7 @@ def for_text_encoder(adapter: AdapterConfig) -> AdapterConfig:
     return replace(
         adapter,
         targets=TEXT_TARGETS,
+        hold_first_token=False,
         blocks="",
         rank_by_block=expressions_of(adapter.rank_by_block),
         lr_by_block=expressions_of(adapter.lr_by_block),

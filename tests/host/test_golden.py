@@ -71,7 +71,7 @@ _EVERYTHING: dict[str, Any] = {
     ),
     "validation": ValidationConfig(held_out=1, every=5),
 }
-_KINDS = ("locon", "rslora", "dora", "loha", "lokr", "oft")
+_KINDS = ("locon", "rslora", "dora", "loha", "lokr", "oft", "full")
 CASES = {name: GoldenCase(name, {"optimizer": _RATE}) for name in TINY}
 CASES |= {
     "sd15-everything": GoldenCase("sd15", _EVERYTHING),

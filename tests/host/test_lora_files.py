@@ -66,8 +66,10 @@ class Case:
         """Patched as LoraLoader does it; every tensor must be used."""
         keys = comfy.lora.model_lora_keys_unet(self.patcher.model, {})
         patches = comfy.lora.load_lora(tensors, keys)
-        loaded = {key for patch in patches.values() for key in patch.loaded_keys}
-        assert loaded == set(tensors)
+        whole = [key for key, patch in patches.items() if isinstance(patch, tuple)]  # ("diff", …)
+        loaded = {key for of in patches.keys() - whole for key in patches[of].loaded_keys}
+        assert loaded == {key for key in tensors if not key.endswith(".diff")}
+        assert len(whole) + len(loaded) == len(tensors)
         patcher = self.patcher.clone()
         assert set(patcher.add_patches(patches, 1.0)) == set(patches)
         return self.patched(patcher)
@@ -125,7 +127,7 @@ def test_training_that_goes_on_from_a_saved_file_starts_with_the_same_function(f
 
 
 def config_of(kind: str) -> AdapterConfig:
-    alpha = 0.0 if kind == "oft" else 3.0
+    alpha = 0.0 if kind in ("oft", "full") else 3.0
     return AdapterConfig(
         kind=kind, rank=4, alpha=alpha, targets="all linear + conv", rank_by_block="attn2|qkv=6"
     )

@@ -64,7 +64,7 @@ def data(seed: int = 1) -> tuple[Tensor, Tensor]:
 def trained(net: nn.Module, kind: str, dropout: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
     """The output, and the gradients of the input and of the adapter's weights, of which none is zero."""
     x, slope = data()
-    alpha = 0 if kind == "oft" else 3
+    alpha = 0 if kind in ("oft", "full") else 3
     config = AdapterConfig(kind=kind, rank=4, alpha=alpha, dropout=dropout)  # type: ignore[arg-type]
     with injected(net, config, seed=0) as adapter:
         g = torch.Generator().manual_seed(3)

@@ -30,7 +30,7 @@ from .loaded import identities, weight_hash, write_pictures
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("output")]
 
-KINDS = ("lora", "locon", "rslora", "dora", "loha", "lokr", "oft")
+KINDS = ("lora", "locon", "rslora", "dora", "loha", "lokr", "oft", "full")
 
 
 class Poisoned(streaming._Copies):

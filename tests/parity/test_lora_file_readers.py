@@ -65,7 +65,7 @@ OTHERWISE = {
 }
 REFUSED = {
     # It does not know these kinds of SD 1.
-    *((kind, s, "diffusers") for kind in ("loha", "lokr", "oft") for s in ("comfyui", "lycoris")),
+    *((kind, s, "diffusers") for kind in ("loha", "lokr", "oft", "full") for s in ("comfyui", "lycoris")),
     # They do not know diffusers' names.
     *((kind, "diffusers", r) for kind in ADAPTER_KINDS for r in READERS if r not in (*OURS, "diffusers")),
 }
@@ -74,7 +74,7 @@ SD15_LAYERS = r"regex:input_blocks\.1\..*(attn2\.to_[qk]|to_out\.0|ff\.net\.2|in
 
 
 def config_of(kind: str, style: str, targets: str) -> AdapterConfig:
-    alpha = 0.0 if kind == "oft" else 3.0
+    alpha = 0.0 if kind in ("oft", "full") else 3.0
     return AdapterConfig(kind=kind, rank=4, alpha=alpha, targets=targets, file_names=style)
 
 

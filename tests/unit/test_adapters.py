@@ -155,7 +155,7 @@ def test_initial_weights_depend_on_the_seed_and_not_on_the_bases_dtype(kind, ini
             states.append(adapter.state_dict())
     one, bf16, fp8, other = ({k: v for k, v in s.items() if "magnitude" not in k} for s in states)
     assert all(torch.equal(one[k], bf16[k]) and torch.equal(one[k], fp8[k]) for k in one)
-    assert kind == "oft" or any(not torch.equal(one[k], other[k]) for k in one)
+    assert kind in ("oft", "full") or any(not torch.equal(one[k], other[k]) for k in one)
 
 
 def test_global_random_state_is_left_alone():
@@ -406,3 +406,66 @@ def test_targets_that_match_nothing_are_refused_before_the_network_is_touched():
     ):
         pass
     assert all(module is before[name] for name, module in net.named_modules())
+
+
+class Text(nn.Module):
+    """A block whose second attention looks at the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Module()])
+        self.blocks[0].attn1 = nn.ModuleDict({"to_k": nn.Linear(6, 6, bias=False)})
+        self.blocks[0].attn2 = nn.ModuleDict({"to_k": nn.Linear(4, 6, bias=False)})
+
+
+def test_a_full_change_adds_its_whole_matrix():
+    net = make_net()
+    with injected(net, config("full", targets="regex:to_q"), seed=0) as adapter:
+        shaken(adapter)
+        name, layer = next(iter(adapter.layers.items()))
+        base = layer.base_layer
+        expected = nn.functional.linear(X, base.weight + layer.diff, base.bias)
+        torch.testing.assert_close(layer(X), expected)
+        assert set(adapter.state_dict()) == {f"{n}.diff" for n in adapter.layers}
+        assert layer.diff.shape == base.weight.shape
+
+
+def test_a_held_first_token_gives_no_gradient_and_the_same_output():
+    net = Text().requires_grad_(False)
+    tokens = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(2))
+    gradients = []
+    for hold in (False, True):
+        custom = AdapterConfig(kind="full", targets="kv", hold_first_token=hold)
+        with injected(net, custom, seed=0) as adapter:
+            ((name, layer),) = adapter.layers.items()
+            assert name == "blocks.0.attn2.to_k"
+            y = layer(tokens)
+            assert torch.equal(y, layer.base_layer(tokens))
+            y.square().sum().backward()
+            gradients.append(layer.diff.grad.clone())
+    with injected(net, AdapterConfig(kind="full", targets="kv"), seed=0) as adapter:
+        (layer,) = adapter.layers.values()
+        layer(tokens[:, 1:]).square().sum().backward()
+        torch.testing.assert_close(gradients[1], layer.diff.grad)
+    assert not torch.allclose(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "lora", "targets": "kv"}, "this is kind lora on 1 layers, 1 of them such"),
+        ({"kind": "full", "targets": "regex:attn1"}, "this is kind full on 1 layers, 0 of them such"),
+    ],
+)
+def test_a_first_token_cannot_be_held_where_nothing_reads_the_text(values, message):
+    with pytest.raises(ConfigError, match=message):
+        planned(Text(), AdapterConfig(**values, hold_first_token=True))
+
+
+@pytest.mark.parametrize("targets", ["kv", "cross-attention"])
+def test_a_model_without_cross_attention_is_refused_with_what_it_has(targets):
+    net = nn.Module()
+    net.double_blocks = nn.ModuleList([nn.Module()])
+    net.double_blocks[0].img_attn = nn.ModuleDict({"qkv": nn.Linear(4, 12)})
+    with pytest.raises(ConfigError, match="one attention and has no cross-attention"):
+        planned(net, AdapterConfig(kind="full", targets=targets))

@@ -222,7 +222,7 @@ def test_diffusers_names_are_refused_for_kinds_that_diffusers_cannot_read():
         file_tensors(adapter, {LAYER: FileName("unet.x")})
 
 
-@pytest.mark.parametrize("kind", ["loha", "lokr", "oft"])
+@pytest.mark.parametrize("kind", ["loha", "lokr", "oft", "full"])
 def test_what_diffusers_cannot_read_is_refused_before_training(kind):
     config = AdapterConfig(kind=kind, rank=2, targets=f"regex:{LAYER}", file_names="diffusers")
     with pytest.raises(ConfigError, match=f"diffusers cannot read kind {kind}; set file_names to comfyui"):

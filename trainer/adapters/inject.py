@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,28 +18,18 @@ from ..config import AdapterConfig
 from ..errors import ConfigError, LoraFileError, ModelError
 from ..rng import stream
 from ..rules import selections
-from .kinds import KINDS
+from .kinds import KINDS, LayerPlan
 from .layers import (
-    OutputRotation,
     Untouched,
     adapter_parameters,
     init_adapter,
-    largest_block,
-    output_size,
     stand_in,
     under_autocast,
 )
 from .low_rank import ADAPTER, LowRank
+from .own import Own, largest_block, output_size
 from .start import StartingLora
-from .targets import target_layers
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    rank: int
-    alpha: float
-    factor: float = 1.0
-    """On the learning rate; 0 freezes the layer."""
+from .targets import is_key_or_value, target_layers
 
 
 Plans = Mapping[str, LayerPlan]
@@ -94,7 +84,7 @@ class Adapter:
 
     def _enable(self, on: bool) -> None:
         for layer in self.layers.values():
-            if isinstance(layer, OutputRotation):
+            if isinstance(layer, Own):
                 layer.enabled = on
             else:  # peft's own switch would also set requires_grad
                 layer._disable_adapters = not on  # type: ignore[assignment]
@@ -169,14 +159,15 @@ def injected(
     had_config = hasattr(net, "peft_config")
     adapter = Adapter(config, factors={name: plan.factor for name, plan in plans.items()})
     try:
-        if KINDS[config.kind].peft:
+        own = KINDS[config.kind].own
+        if own is None:
             _inject_by_peft(net, config, originals, plans)
         else:
             for name, module in originals.items():
-                _replace(net, name, OutputRotation(module, plans[name].rank))
+                _replace(net, name, own(module, plans[name]))
         for name in plans:
             layer = net.get_submodule(name)
-            if not isinstance(layer, BaseTunerLayer | OutputRotation):
+            if not isinstance(layer, BaseTunerLayer | Own):
                 raise ModelError(
                     f"layer {name} ({type(originals[name]).__name__}) cannot carry an adapter of kind"
                     f" {config.kind}; choose kind lora, or other targets"
@@ -215,6 +206,15 @@ def planned(net: nn.Module, config: AdapterConfig, start: StartingLora | None = 
             rank = int(ranks.value(name, config.rank))
             plans[name] = LayerPlan(rank, config.alpha or float(rank), rates.value(name, 1.0))
     kind = start.kind if start else config.kind
+    if config.hold_first_token:
+        held = {name for name in plans if is_key_or_value(name)}
+        if kind != "full" or not held:
+            raise ConfigError(
+                f"hold_first_token is for the keys and values of cross-attention with kind full, and this is"
+                f" kind {kind} on {len(plans)} layers, {len(held)} of them such; switch it off, or set kind"
+                " to full and targets to kv"
+            )
+        plans = {name: replace(plan, hold_first_token=name in held) for name, plan in plans.items()}
     if config.file_names == "diffusers" and not KINDS[kind].has_b:
         raise ConfigError(
             f"diffusers cannot read kind {kind}; set file_names to comfyui, or choose"
@@ -330,7 +330,7 @@ def _prepare(
         p.data = p.data.float()
         p.requires_grad_(True)
     init_adapter(layer, KINDS[config.kind], config.init, generator)
-    if isinstance(layer, OutputRotation):
+    if isinstance(layer, Own):
         return
     assert layer.r[ADAPTER] == plan.rank
     if isinstance(layer, LowRank):

@@ -3,12 +3,13 @@
 lora, locon, rslora, dora    ΔW = s B A                     (dora: and a magnitude for each output)
 loha                         ΔW = s (w1_a w1_b) ∘ (w2_a w2_b)
 lokr                         ΔW = s w1 ⊗ w2, or w1 ⊗ (w2_a w2_b)
-oft                          W' = Rᵀ W                      (`layers.OutputRotation`, not peft's)
+oft                          W' = Rᵀ W                      (`own.OutputRotation`, not peft's)
+full                         ΔW, of any rank               (`own.FullChange`)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,17 @@ from torch import nn
 
 from ..config import ADAPTER_KINDS, AdapterConfig
 from .low_rank import LAYERS
+from .own import FullChange, Own, OutputRotation
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    rank: int
+    alpha: float
+    factor: float = 1.0
+    """On the learning rate; 0 freezes the layer."""
+    hold_first_token: bool = False
+    """`AdapterConfig.hold_first_token`, on keys and values of cross-attention."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +44,8 @@ class Kind:
     alpha_in_file: bool = True
     """Readers agree on α/r. LyCORIS multiplies LoHa and LoKr by it twice when it merges them."""
     peft: type[PeftConfig] | None = None
-    """None: no peft layer."""
+    """None: no peft layer, but `own`."""
+    own: Callable[[nn.Module, LayerPlan], Own] | None = None
     peft_alpha: str = "alpha"
     peft_dropout: str = "rank_dropout"
     peft_options: Mapping[str, Any] = field(default_factory=dict)
@@ -93,7 +106,18 @@ _ROWS = (
         peft=LoKrConfig,
         args={"algo": "lokr"},
     ),
-    Kind(name="oft", roles=frozenset({"oft_blocks"}), args={"algo": "diag-oft"}),
+    Kind(
+        name="oft",
+        roles=frozenset({"oft_blocks"}),
+        own=lambda layer, plan: OutputRotation(layer, plan.rank),
+        args={"algo": "diag-oft"},
+    ),
+    Kind(
+        name="full",
+        roles=frozenset({"diff"}),
+        own=lambda layer, plan: FullChange(layer, hold_first_token=plan.hold_first_token),
+        args={"algo": "full"},
+    ),
 )
 KINDS = {row.name: row for row in _ROWS}
 

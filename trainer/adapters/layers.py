@@ -43,47 +43,6 @@ def under_autocast(layer: type[nn.Module], dtype: torch.dtype) -> type[nn.Module
     return UnderAutocast
 
 
-class OutputRotation(nn.Module):
-    """Diagonal OFT: W' = Rᵀ W with R block-diagonal, R = (I + Q)(I - Q)⁻¹, Q = P - Pᵀ.
-
-    The rotation is on the output side, as in LyCORIS and ComfyUI's `oft_blocks`. (peft rotates the input
-    side, which no reader of such files could express.) Works beside any layer, also a quantised one.
-    """
-
-    def __init__(self, base_layer: Any, block_size: int) -> None:
-        super().__init__()
-        outputs = output_size(base_layer)
-        size = largest_block(outputs, block_size)
-        device = base_layer.weight.device
-        self.base_layer = base_layer
-        self.enabled = True
-        self.oft_blocks = nn.Parameter(torch.zeros(outputs // size, size, size, device=device))
-
-    def rotation_minus_identity(self) -> Tensor:
-        """R - I = 2 Q (I - Q)⁻¹, exactly zero for Q = 0."""
-        q = self.oft_blocks - self.oft_blocks.transpose(1, 2)
-        eye = torch.eye(q.shape[-1], device=q.device)
-        return 2 * torch.linalg.solve(eye - q, q, left=False)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y = self.base_layer(x, *args, **kwargs)
-        if not self.enabled:
-            return y
-        channels = -1 if not isinstance(self.base_layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) else 1
-        rotated = y.movedim(channels, -1)
-        bias = getattr(self.base_layer, "bias", None)
-        if bias is not None:
-            rotated = rotated - bias.to(y)
-        blocks = rotated.unflatten(-1, self.oft_blocks.shape[:2])
-        change = torch.einsum("knm,...kn->...km", self.rotation_minus_identity().to(y.dtype), blocks)
-        return y + change.flatten(-2).movedim(-1, channels)
-
-
-def largest_block(outputs: int, limit: int) -> int:
-    """The largest size up to `limit` that divides the outputs into whole blocks."""
-    return max(n for n in range(1, min(limit, outputs) + 1) if outputs % n == 0)
-
-
 def stand_in(layer: Any) -> nn.Module:
     """A plain layer of the same shape without storage."""
     for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
@@ -93,17 +52,6 @@ def stand_in(layer: Any) -> nn.Module:
             return cls(*shape, **steps, bias=layer.bias is not None, device="meta")
     bias = getattr(layer, "bias", None) is not None
     return nn.Linear(layer.in_features, layer.out_features, bias=bias, device="meta")
-
-
-def output_size(layer: Any) -> int:
-    return layer.out_channels if hasattr(layer, "out_channels") else layer.out_features
-
-
-def weight_shape(layer: Any) -> tuple[int, ...]:
-    """Of a layer's weight, also where a quantised layer packs it into another shape."""
-    if hasattr(layer, "in_features") and hasattr(layer, "out_features"):
-        return layer.out_features, layer.in_features
-    return tuple(layer.weight.shape)
 
 
 def base_weight(layer: Any) -> Tensor:
@@ -164,7 +112,7 @@ def init_adapter(layer: Any, kind: Kind, init: str, generator: torch.Generator) 
     own = {name for name, _ in adapter_parameters(layer)}
     zero = next((name for name in kind.zero if name in own), "")
     for name, p in adapter_parameters(layer):
-        if name in ("oft_blocks", "lora_magnitude_vector"):
+        if name in ("oft_blocks", "diff", "lora_magnitude_vector"):
             continue
         value = torch.zeros(p.shape) if name == zero else _drawn(name, p.shape, init, generator)
         p.data = value.to(p.device)

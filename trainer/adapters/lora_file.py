@@ -14,10 +14,11 @@ from ..errors import LoraFileError
 from ..files import write_whole
 from .inject import Adapter
 from .kinds import KINDS
-from .layers import OutputRotation, adapter_parameters, weight_shape
+from .layers import adapter_parameters
 from .low_rank import ADAPTER
 from .metadata import DORA_NORM, tensors_hash
 from .names import KOHYA, FileName
+from .own import Own, OutputRotation, weight_shape
 from .start import dora_norms
 
 _DOTTED = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
@@ -48,7 +49,7 @@ def file_tensors(adapter: Adapter, names: Mapping[str, FileName]) -> dict[str, T
             tensors, scale = _folded(tensors, kind.scaled, scale), 1.0
         for prefix, part in _parts(layer, name, tensors):
             out |= {f"{prefix}.{(KOHYA if kohya else _DOTTED).get(k, k)}": v for k, v in part.items()}
-            if kohya:
+            if kohya and "diff" not in part:
                 out[f"{prefix}.alpha"] = torch.tensor(_file_alpha(module, scale))
     return out
 
@@ -59,7 +60,7 @@ def _layer_tensors(module: torch.nn.Module) -> tuple[dict[str, Tensor], float]:
         key: p.detach().to("cpu", torch.float32, copy=True).contiguous()
         for key, p in adapter_parameters(module)
     }
-    scale = 1.0 if isinstance(module, OutputRotation) else float(module.scaling[ADAPTER])  # type: ignore[index]
+    scale = 1.0 if isinstance(module, Own) else float(module.scaling[ADAPTER])  # type: ignore[index]
     return tensors, scale
 
 

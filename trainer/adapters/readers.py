@@ -17,10 +17,11 @@ from .start import StartingLora
 
 _KINDS = {name: KINDS[name].roles for name in ("lora", "loha", "lokr", "oft")}
 """What tensors alone can say of a file; DoRA is a LoRA with scales."""
+_WHOLE = KINDS["full"].roles
 _DORA = ("dora_scale", "lora_magnitude_vector")
-_NO_ADAPTER = {"diff", "diff_b", "w_norm", "b_norm"}
-"""Changes of norms, biases and whole weights, which ComfyUI's trainer saves beside its LoRAs."""
-_KNOWN = {role for roles in _KINDS.values() for role in roles} | {"alpha", *_DORA, *_NO_ADAPTER}
+_NO_ADAPTER = {"diff_b", "w_norm", "b_norm"}
+"""Changes of norms and biases, which ComfyUI's trainer saves beside its LoRAs."""
+_KNOWN = {role for roles in _KINDS.values() for role in roles} | {"alpha", *_DORA, *_WHOLE, *_NO_ADAPTER}
 
 
 def read_start(
@@ -78,12 +79,17 @@ def _by_module(
         raise cannot_use(unused, len(tensors), "the training cannot go on from it")
     modules: dict[str, Roles] = {}
     left_out, other = [], []
+    checked = []
     for name, roles in by_layer(tensors).items():
         rows = find(name, aliases)
         assert rows is not None
         layer = shapes[rows.layer]
         kind = check_layer(name, roles, layer.rows(rows.length) if rows.length else layer)
-        held = kind in _KINDS and layer.adaptable
+        checked.append((name, roles, kind, layer.adaptable))
+    # ComfyUI's trainer saves whole changes beside its LoRAs; a file of nothing else is of kind full.
+    holding = _KINDS if any(kind in _KINDS for _, _, kind, _ in checked) else {"diff": _WHOLE}
+    for name, roles, kind, adaptable in checked:
+        held = kind in holding and adaptable
         dropped = [role for role in roles if not held or role in _NO_ADAPTER]
         left_out += [f"{name}.{role}" for role in dropped]
         other += [f"{name}.{role}" for role in roles if role not in _KNOWN]
@@ -112,6 +118,8 @@ def cannot_use(keys: Iterable[str], total: int, consequence: str) -> LoraFileErr
 
 
 def _kind(modules: Mapping[str, Roles]) -> str:
+    if all(_WHOLE & roles.keys() for roles in modules.values()):
+        return "full"
     found = {kind for roles in modules.values() for kind, names in _KINDS.items() if names & roles.keys()}
     if len(found) != 1:
         raise LoraFileError(
@@ -145,7 +153,7 @@ def _read_pieces(
     if len(pieces) == 1 and not rows.length:
         if kind in ("lora", "dora"):
             return _lora(prefix, roles, weight, file_alpha)
-        return {"loha": _loha, "lokr": _lokr, "oft": _oft}[kind](prefix, roles, weight)
+        return {"loha": _loha, "lokr": _lokr, "oft": _oft, "full": _full}[kind](prefix, roles, weight)
     if len({own.start for own, _, _ in pieces}) < len(pieces):
         names = shortened(name for _, name, _ in pieces)
         raise LoraFileError(
@@ -229,6 +237,11 @@ def _lokr(prefix: str, roles: Roles, weight: Shape) -> tuple[dict[str, Tensor], 
         w1 = w1 * (_alpha(prefix, roles, float(rank)) / rank)
     full = max(w2.shape[:2])  # a rank from which on peft, too, keeps w2 whole
     return {"lokr_w1": w1, "lokr_w2": w2}, full, float(full)
+
+
+def _full(prefix: str, roles: Roles, weight: Shape) -> tuple[dict[str, Tensor], int, float]:
+    """It has neither rank nor alpha: 1 stands for both."""
+    return {"diff": roles["diff"].float().reshape(weight)}, 1, 1.0
 
 
 def _oft(prefix: str, roles: Roles, weight: Shape) -> tuple[dict[str, Tensor], int, float]:

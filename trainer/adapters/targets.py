@@ -55,7 +55,7 @@ def _is_cross_attention(name: str) -> bool:
     return _is_attention(name) and bool(_CROSS.search(name) or _SECOND_ATTENTION.search(name))
 
 
-def _is_key_or_value(name: str) -> bool:
+def is_key_or_value(name: str) -> bool:
     return _is_cross_attention(name) and bool(_KEY_VALUE.fullmatch(_without_sequence(name)[-1]))
 
 
@@ -87,6 +87,12 @@ def target_layers(net: nn.Module, targets: str, *, convolutions: bool = False) -
     found = _selected(linear, conv, targets)
     if convolutions and not targets.startswith(REGEX):
         found |= {name for name in conv if in_block(name)}
+    if not found and targets in ("cross-attention", "kv") and any(map(_is_attention, linear)):
+        raise ConfigError(
+            f"targets {targets!r} selects nothing in {type(net).__name__}: this model reads text and picture in"
+            " one attention and has no cross-attention, which Custom Diffusion needs; set targets to"
+            " 'attention', or use a model such as SD 1.5, SDXL or Wan"
+        )
     if not found:
         raise ConfigError(
             f"targets {targets!r} selects nothing in {type(net).__name__} ({len(linear)} linear layers,"
@@ -106,7 +112,7 @@ def _selected(linear: dict[str, nn.Module], conv: dict[str, nn.Module], targets:
     if targets == "cross-attention":
         return {name for name in blocks if _is_cross_attention(name)}
     if targets == "kv":
-        return {name for name in blocks if _is_key_or_value(name)}
+        return {name for name in blocks if is_key_or_value(name)}
     if targets == "attention+feed-forward":
         return {name for name in blocks if _is_attention(name) or _is_feed_forward(name)}
     convolutions = [name for name in conv if in_block(name)] if targets == "all linear + conv" else []

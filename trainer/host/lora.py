@@ -16,8 +16,8 @@ import torch
 from comfy.model_patcher import get_key_weight
 from torch import Tensor
 
-from ..adapters.layers import weight_shape
 from ..adapters.names import KOHYA, FileName, Rows, by_layer, candidates, is_text_encoder, unplaced
+from ..adapters.own import weight_shape
 from ..adapters.readers import cannot_use, with_alpha
 from ..adapters.respell import for_comfyui
 from ..adapters.shapes import LayerShape, check_layer

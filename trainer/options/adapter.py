@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..rules import Rules, check_targets, selections
 from .checks import check_range, demand
 
-ADAPTER_KINDS = ("lora", "locon", "rslora", "dora", "loha", "lokr", "oft")
+ADAPTER_KINDS = ("lora", "locon", "rslora", "dora", "loha", "lokr", "oft", "full")
 ADAPTER_INITS = ("gaussian", "kaiming")
 ADAPTER_FILE_NAMES = ("comfyui", "diffusers", "lycoris")
 
@@ -18,7 +18,7 @@ class AdapterConfig:
     kind: str = "lora"
     """One of ADAPTER_KINDS; docs/adapters.md has the formulas."""
     rank: int = 16
-    """Inner dimension r of the update ΔW = (α/r)·B·A; for oft the largest size of a rotated block."""
+    """Inner dimension r of the update ΔW = (α/r)·B·A; for oft the largest size of a rotated block; unused for full."""
     alpha: float = 0.0
     """Scale numerator α; 0 means equal to the rank, so that ΔW = B·A."""
     dropout: float = 0.0
@@ -40,6 +40,9 @@ class AdapterConfig:
     diffusers, or lycoris (kohya's names for every family, DoRA and LoKr as LyCORIS reads them)."""
     blocks: str = ""
     """Lines of blocks by name (`up 3-5`) or expressions: only layers in these get an adapter; "" is all."""
+    hold_first_token: bool = False
+    """Keys and values of cross-attention get no gradient from the text's first token, as in the code of
+    Custom Diffusion (Kumari et al. 2023) and in diffusers' script. For kind full."""
 
     def __post_init__(self) -> None:
         demand(self.kind in ADAPTER_KINDS, f"kind is {self.kind!r}; choose one of {', '.join(ADAPTER_KINDS)}")
@@ -51,9 +54,9 @@ class AdapterConfig:
             self.file_names in ADAPTER_FILE_NAMES,
             f"file_names is {self.file_names!r}; choose one of {', '.join(ADAPTER_FILE_NAMES)}",
         )
-        if self.kind == "oft":
-            demand(self.dropout == 0, "dropout does not exist for kind oft; set dropout to 0")
-            demand(self.alpha == 0, "alpha does not exist for kind oft; set alpha to 0")
+        if self.kind in ("oft", "full"):
+            demand(self.dropout == 0, f"dropout does not exist for kind {self.kind}; set dropout to 0")
+            demand(self.alpha == 0, f"alpha does not exist for kind {self.kind}; set alpha to 0")
         check_targets(self.targets)
         selections(self.blocks, "blocks")
         for rule in self.rank_rules.rules:
