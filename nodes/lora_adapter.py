@@ -25,7 +25,17 @@ class LoRAAdapter(io.ComfyNode):
             display_name="LoRA Adapter",
             category=CATEGORY,
             description="Kind of adapter and the layers it sits on, for Train LoRA.",
-            search_aliases=["dora", "lokr", "loha", "oft", "locon", "lycoris", "custom diffusion", "rank", "适配器"],
+            search_aliases=[
+                "dora",
+                "lokr",
+                "loha",
+                "oft",
+                "locon",
+                "lycoris",
+                "custom diffusion",
+                "rank",
+                "适配器",
+            ],
             inputs=[
                 io.Combo.Input(
                     "kind",

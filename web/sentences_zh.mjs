@@ -80,6 +80,8 @@ export const SENTENCES = [
   // regular expressions and layers
   ["targets is {}; choose one of {}, or regex:<expression>", "目标层为 {0}；请从以下选择：{1}，或 regex:<正则表达式>"],
   ["targets {} selects nothing in {} ({} linear layers, {} convolutions); choose 'attention' or 'all linear', or a regex that matches a name like {}", "目标层 {0} 在 {1}（{2} 个线性层，{3} 个卷积层）中没有选中任何层；请选择 'attention' 或 'all linear'，或能匹配 {4} 这类名称的正则表达式"],
+  ["targets {} selects nothing in {}: this model reads text and picture in one attention and has no cross-attention, which Custom Diffusion needs; set targets to 'attention', or use a model such as SD 1.5, SDXL or Wan", "目标层 {0} 在 {1} 中没有选中任何层：此模型用同一个注意力读取文字和图片，没有 Custom Diffusion 需要的交叉注意力；请把目标层设为 'attention'，或使用 SD 1.5、SDXL、Wan 等模型"],
+  ["hold_first_token is for the keys and values of cross-attention with kind full, and this is kind {} on {} layers, {} of them such; switch it off, or set kind to full and targets to kv", "“固定首词元”用于种类 full 的交叉注意力键和值；现在种类为 {0}，共 {1} 层，其中这样的层有 {2} 个；请关闭它，或把种类设为 full、目标层设为 kv"],
   ["target_regex is empty; write an expression, for example attn2\\.to_[kv]$", "目标正则为空；请填写正则表达式，例如 attn2\\.to_[kv]$"],
   ["{}: this model has no blocks named {}; it has {}", "{0}：此模型没有名为 {1} 的块；它有 {2}"],
   ["{}: {} counts further than this model, which has {}", "{0}：{1} 的编号超出此模型的块；它有 {2}"],

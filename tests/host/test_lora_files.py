@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import comfy.lora
 import comfy.model_management as mm
 import comfy.ops
@@ -201,6 +203,34 @@ def test_diffsynth_file_acts_with_the_alpha_that_it_was_trained_with(sd15):
     patched, _ = host.apply_lora(sd15.patcher, None, file, 1.0, 1.0, file_alpha=4)
     assert_same(sd15.patched(patched), trained, base)
     assert_same(sd15.started(AdapterConfig(), file, file_alpha=4), trained, base)
+
+
+def test_custom_diffusion_trains_19_169_280_numbers_of_sd15():
+    config = {
+        "image_size": 32,
+        "in_channels": 4,
+        "out_channels": 4,
+        "model_channels": 320,
+        "num_res_blocks": [2, 2, 2, 2],
+        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+        "channel_mult": [1, 2, 4, 4],
+        "transformer_depth_middle": 1,
+        "use_linear_in_transformer": False,
+        "context_dim": 768,
+        "num_heads": 8,
+        "use_spatial_transformer": True,
+        "legacy": False,
+    }
+    net = UNetModel(**config, dtype=torch.float32, device="meta", operations=comfy.ops.disable_weight_init)
+    before = dict(net.named_modules())
+    custom = AdapterConfig(kind="full", targets="kv", hold_first_token=True)
+    with injected(net.requires_grad_(False), custom, seed=0) as adapter:
+        assert len(adapter.layers) == 32
+        assert all(re.search(r"\.attn2\.to_[kv]$", name) for name in adapter.layers)
+        assert sum(p.numel() for p in adapter.parameters()) == 19_169_280
+        assert sum(p.numel() for p in net.parameters() if p.requires_grad) == 19_169_280
+    assert all(net.get_submodule(name) is module for name, module in before.items())
 
 
 def test_diffsynth_numbers_the_blocks_of_sdxl_as_its_source_lists_them():

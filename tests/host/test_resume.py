@@ -105,8 +105,9 @@ def state_of(folder: Path, step: int) -> dict[str, bytes]:
         {},
         {"optimizer": replace(EVERYTHING["optimizer"], text_encoder_lr=5e-4, accumulation=1)},
         {"prior": PriorConfig(method="class_images", class_prompt="a figurine", class_images=2, steps=1)},
+        {"adapter": AdapterConfig(kind="full", targets="kv", hold_first_token=True)},
     ],
-    ids=["ema-accumulation-dropout-buckets", "text-encoder", "prior-images"],
+    ids=["ema-accumulation-dropout-buckets", "text-encoder", "prior-images", "custom-diffusion"],
 )
 def test_stopped_after_3_and_resumed_equals_5_straight(loaded, pictures, output, more):
     straight = output("straight")

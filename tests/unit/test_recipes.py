@@ -20,7 +20,13 @@ GOOD = json.loads((FOLDER / "sd15.json").read_text(encoding="utf-8"))
 
 
 def test_there_is_a_recipe_for_each_method_and_family_that_users_have_read_of():
-    wanted = {"dreambooth_diffusers", "dreambooth_modelscope", "sd14_five_epochs", "kolors_diffsynth"}
+    wanted = {
+        "dreambooth_diffusers",
+        "dreambooth_modelscope",
+        "sd14_five_epochs",
+        "kolors_diffsynth",
+        "custom_diffusion",
+    }
     assert wanted | {"sd15", "sdxl", "flux1", "z_image", "qwen_image"} <= set(names())
 
 

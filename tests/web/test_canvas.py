@@ -31,7 +31,14 @@ def workflow(repo_root: Path) -> Json:
     return json.loads((repo_root / "workflows" / "first_lora.json").read_text(encoding="utf-8"))
 
 
-SHIPPED = ("first_lora", "subject", "compare_steps", "textual_inversion", "wan22_two_stages")
+SHIPPED = (
+    "first_lora",
+    "subject",
+    "compare_steps",
+    "textual_inversion",
+    "custom_diffusion",
+    "wan22_two_stages",
+)
 
 
 @pytest.fixture(params=[f"{name}.json" for name in SHIPPED])

@@ -54,7 +54,9 @@ def inside(a: Box, b: Box) -> bool:
     return b[1] <= a[1] and a[1] + a[3] <= b[1] + b[3] and b[2] <= a[2] and a[2] + a[4] <= b[2] + b[4]
 
 
-@pytest.fixture(params=["first_lora", "subject", "compare_steps", "recipe", "textual_inversion"])
+@pytest.fixture(
+    params=["first_lora", "subject", "compare_steps", "recipe", "textual_inversion", "custom_diffusion"]
+)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -94,10 +96,18 @@ def test_templates_list_the_first_lora_first_and_open_it_readable(canvas: Page) 
     dialog.get_by_text("in-graph-lora", exact=True).first.click()
     cards = canvas.locator('[data-testid^="template-workflow-"]')
     canvas.wait_for_function(
-        "() => document.querySelectorAll('[data-testid^=template-workflow-]').length === 6", timeout=60_000
+        "() => document.querySelectorAll('[data-testid^=template-workflow-]').length === 7", timeout=60_000
     )
     order = [card.get_attribute("data-testid") for card in cards.all()]
-    names = ["first_lora", "compare_steps", "recipe", "subject", "textual_inversion", "wan22_two_stages"]
+    names = [
+        "first_lora",
+        "compare_steps",
+        "custom_diffusion",
+        "recipe",
+        "subject",
+        "textual_inversion",
+        "wan22_two_stages",
+    ]
     assert order == [f"template-workflow-{n}" for n in names]
     cards.first.click()
     canvas.wait_for_function("() => app.graph.nodes.some((node) => node.type === 'TrainLoRA')")

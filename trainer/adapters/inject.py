@@ -31,7 +31,6 @@ from .own import Own, largest_block, output_size
 from .start import StartingLora
 from .targets import is_key_or_value, target_layers
 
-
 Plans = Mapping[str, LayerPlan]
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..config import ADAPTER_KINDS, AdapterConfig
 from .low_rank import LAYERS
-from .own import FullChange, Own, OutputRotation
+from .own import FullChange, OutputRotation, Own
 
 
 @dataclass(frozen=True)

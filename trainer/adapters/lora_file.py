@@ -18,7 +18,7 @@ from .layers import adapter_parameters
 from .low_rank import ADAPTER
 from .metadata import DORA_NORM, tensors_hash
 from .names import KOHYA, FileName
-from .own import Own, OutputRotation, weight_shape
+from .own import OutputRotation, Own, weight_shape
 from .start import dora_norms
 
 _DOTTED = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
