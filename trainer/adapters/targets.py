@@ -89,8 +89,8 @@ def target_layers(net: nn.Module, targets: str, *, convolutions: bool = False) -
         found |= {name for name in conv if in_block(name)}
     if not found and targets in ("cross-attention", "kv") and any(map(_is_attention, linear)):
         raise ConfigError(
-            f"targets {targets!r} selects nothing in {type(net).__name__}: this model reads text and picture in"
-            " one attention and has no cross-attention, which Custom Diffusion needs; set targets to"
+            f"targets {targets!r} selects nothing in {type(net).__name__}: this model reads text and picture"
+            " in one attention and has no cross-attention, which Custom Diffusion needs; set targets to"
             " 'attention', or use a model such as SD 1.5, SDXL or Wan"
         )
     if not found:

@@ -18,7 +18,7 @@ class AdapterConfig:
     kind: str = "lora"
     """One of ADAPTER_KINDS; docs/adapters.md has the formulas."""
     rank: int = 16
-    """Inner dimension r of the update ΔW = (α/r)·B·A; for oft the largest size of a rotated block; unused for full."""
+    """Inner dimension r of the update ΔW = (α/r)·B·A; for oft the largest size of a block; none for full."""
     alpha: float = 0.0
     """Scale numerator α; 0 means equal to the rank, so that ΔW = B·A."""
     dropout: float = 0.0
