@@ -30,6 +30,7 @@ def main() -> None:
     end = sys.argv.index("--")
     what, path, comfyui = sys.argv[1:end]
     options: Sequence[str] = sys.argv[end + 1 :]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a queue in the background ignores it
     threading.Thread(target=stop_with_stdin, daemon=True).start()
     import_pack()
     from in_graph_lora.trainer.errors import JobError

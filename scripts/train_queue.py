@@ -12,6 +12,7 @@ docs/python.md says more.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ def main() -> int:
     """Exit code: 0 all is finished, 1 something failed, 130 after Ctrl-C."""
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     args, options = arguments(sys.argv[1:end]), sys.argv[end + 1 :]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     import_pack()
     from _workers import Workers, devices
 

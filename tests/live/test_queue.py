@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -120,6 +119,7 @@ def test_a_queue_that_was_killed_keeps_the_work_goes_on_and_lets_no_second_one_i
         assert second.returncode == 1
         assert f"another queue trains the jobs of {tmp_path} (process {killed.pid})" in second.stderr
         killed.kill()
+        killed.communicate(timeout=60)
     (run,) = runs.iterdir()
     wait_for(lambda: not (run / "training.pid").exists())
     checkpoint, _ = newest(run / "checkpoints")
@@ -130,7 +130,7 @@ def test_a_queue_that_was_killed_keeps_the_work_goes_on_and_lets_no_second_one_i
         command(*where), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as goes_on:
         wait_for(lambda: (newest_step(run) or 0) > checkpoint.step)
-        goes_on.send_signal(signal.SIGINT)
+        goes_on.terminate()
         out, errors = goes_on.communicate(timeout=600)
     assert goes_on.returncode == 130, out + errors
     assert "stopped; the same command goes on" in errors
