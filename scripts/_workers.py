@@ -32,6 +32,8 @@ from in_graph_lora.trainer.runs.folder import RunFolder
 from in_graph_lora.trainer.sweep import evidence
 
 WORKER = Path(__file__).with_name("_worker.py")
+POLLED = 0.2
+"""Seconds."""
 LOSS_OVER = 100
 """Steps."""
 REDRAWN, WRITTEN = 1.0, 10.0
@@ -85,6 +87,7 @@ class Workers:
         self._stopping = False
         self._failure: BaseException | None = None
         self._written = 0.0
+        self._busy = 0
         self._reported: set[str] = set()
         self._screen = Screen(queue)
 
@@ -95,13 +98,12 @@ class Workers:
         for sweep in dict.fromkeys(e.sweep for e in self.queue.entries if e.sweep):
             self._report(sweep)
         self._screen.show()
-        threads = [threading.Thread(target=self._work, args=(device,)) for device in self.devices]
-        for thread in threads:
-            thread.start()
-        while any(thread.is_alive() for thread in threads):
+        self._busy = len(self.devices)
+        for device in self.devices:
+            threading.Thread(target=self._work, args=(device,)).start()
+        while self._busy:  # no join: before Python 3.13 an interrupted one takes the thread for ended
             try:
-                for thread in threads:
-                    thread.join(0.2)
+                time.sleep(POLLED)
             except KeyboardInterrupt:
                 self.stop()
         self._screen.show()
@@ -118,6 +120,13 @@ class Workers:
                     process.stdin.close()
 
     def _work(self, device: Device) -> None:
+        try:
+            self._all_tasks(device)
+        finally:
+            with self._lock:
+                self._busy -= 1
+
+    def _all_tasks(self, device: Device) -> None:
         while True:
             with self._lock:
                 if self._stopping or not self._tasks:

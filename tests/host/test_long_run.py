@@ -1,7 +1,7 @@
 """A long run costs no more at its end than at its beginning.
 
-`IGL_LONG_STEPS=20000 python dev.py test tests/host/test_long_run.py -n 0 -s --timeout 0` prints the figures of
-docs/benchmark.md.
+`IGL_LONG_STEPS=20000 python dev.py test tests/host/test_long_run.py -n 0 -s --timeout 0` prints the figures
+of docs/benchmark.md.
 """
 
 from __future__ import annotations
