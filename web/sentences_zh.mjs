@@ -352,6 +352,8 @@ export const SENTENCES = [
   ["the jobs of this sweep have not one model, so no report holds them side by side", "此参数扫描的任务用的不是同一个模型，因此没有并排对比的报告"],
   ["this sweep has no report side by side: its job has no Train Preview with prompts; give --prompt, once for each", "此参数扫描没有并排对比的报告：任务中没有带提示词的“训练预览”；请用 --prompt 逐条给出"],
   ["{} is no folder; give the one that holds the jobs' folders", "{0} 不是文件夹；请给出存放各任务文件夹的那个文件夹"],
+  ["{} is no ComfyUI; give its folder, the one with main.py", "{0} 不是 ComfyUI；请给出含有 main.py 的文件夹"],
+  ["ComfyUI is running already; call use_comfyui before anything of it is imported", "ComfyUI 已在运行；请在导入它的任何内容之前调用 use_comfyui"],
   ["another queue trains the jobs of {} (process {}); wait for its end, or stop it", "另一个队列正在训练 {0} 中的任务（进程 {1}）；请等它结束，或将它停止"],
   ["run {} is being trained by another process; wait for its end, or choose new run", "训练 {0} 正由另一个进程进行；请等它结束，或选择 new run"],
   ["{} was changed by hand or is damaged; write the job again with Train LoRA", "{0} 被手动改过或已损坏；请用“训练 LoRA”重新写出任务"],
