@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -31,8 +31,9 @@ def test_the_recipes_of_the_page_run_one_after_the_other(
     for name, own in names.items():
         assert name in code
         code = code.replace(name, own)
-    found: dict[str, Any] = {}
-    exec(compile(code, "docs/library.md", "exec"), found)
+    script = tmp_path / "library.py"
+    script.write_text(code, encoding="utf-8")
+    found = runpy.run_path(str(script))
     assert found["result"].stopped
     assert found["result"].path.parent == output / "loras"
     assert len(found["losses"]) == 5

@@ -9,7 +9,7 @@ import pytest
 from in_graph_lora.trainer.config import PreviewConfig, SaveConfig, TrainConfig
 from in_graph_lora.trainer.errors import ConfigError
 from in_graph_lora.trainer.runs.checkpoints import loras, thin
-from in_graph_lora.trainer.runs.space import space
+from in_graph_lora.trainer.space import space
 
 
 def checkpoints(folder: Path, states: set[int]) -> None:

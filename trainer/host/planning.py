@@ -32,7 +32,7 @@ from ..memory.plan import Measured, leanest_levers
 from ..memory.report import Plan, planned
 from ..ports import Conditioning, ControlPictures, Loan
 from ..runs.folder import RunFolder
-from ..runs.space import size, space
+from ..space import size, space
 from ..text import mentions
 from . import paths
 from .base_precision import available

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..config import MemoryConfig
-from ..runs.space import Space
+from ..space import Space
 from .plan import CARDS, GB, Measured, Need, choose, leanest, need
 
 

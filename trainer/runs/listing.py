@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StorageError
+from ..space import size
 from . import steps
 from .checkpoints import LORA, loras, step_reached
 from .folder import RunFolder
 from .history import curve, pictures, prompts
 from .in_use import is_in_use
-from .space import size
 
 CURVE_POINTS = 200
 

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import TrainConfig
+from .config import TrainConfig
 
 LINE = 200
 """Bytes of a step in events.jsonl, as measured over 20,000 steps."""
