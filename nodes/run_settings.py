@@ -75,6 +75,8 @@ def _all_options(c: TrainConfig) -> dict[str, Widgets]:
         "measure_every": c.validation.every,
         "checkpoint_every": c.save.every,
         "keep_states": c.save.keep,
+        "keep_checkpoints": c.save.keep_checkpoints,
+        "keep_every": c.save.keep_every,
     }
     return {
         "LoRAAdapter": adapter,

@@ -148,7 +148,7 @@ class TrainPreview(io.ComfyNode):
                     min=1,
                     max=1000,
                     advanced=True,
-                    tooltip="How many states to go on from are kept. The LoRA of each checkpoint stays.",
+                    tooltip="How many states to go on from are kept.",
                 ),
                 io.Int.Input(
                     "frames",
@@ -211,6 +211,25 @@ class TrainPreview(io.ComfyNode):
                     advanced=True,
                     tooltip="By the judge the best stays below: share of near copies of training pictures.",
                 ),
+                io.Int.Input(
+                    "keep_checkpoints",
+                    default=_S.keep_checkpoints,
+                    min=0,
+                    max=1_000_000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="LoRAs of how many checkpoints are kept: the newest ones, and the best. 0: all.",
+                ),
+                io.Int.Input(
+                    "keep_every",
+                    default=_S.keep_every,
+                    min=0,
+                    max=1_000_000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="With keep_checkpoints: LoRAs of steps that this divides are kept too. 0: no"
+                    " others.",
+                ),
             ],
             outputs=[Preview.Output(display_name="preview", tooltip="For Train LoRA.")],
         )
@@ -233,6 +252,8 @@ class TrainPreview(io.ComfyNode):
         unrelated_prompts: str = "",
         max_drift: float = _V.max_drift,
         max_copies: float = _V.max_copies,
+        keep_checkpoints: int = _S.keep_checkpoints,
+        keep_every: int = _S.keep_every,
         **sampling: Any,
     ) -> io.NodeOutput:
         from ..trainer.host.judges import judge_of
@@ -256,7 +277,12 @@ class TrainPreview(io.ComfyNode):
                 max_drift=max_drift,
                 max_copies=max_copies,
             ),
-            save=SaveConfig(every=checkpoint_every, keep=keep_states),
+            save=SaveConfig(
+                every=checkpoint_every,
+                keep=keep_states,
+                keep_checkpoints=keep_checkpoints,
+                keep_every=keep_every,
+            ),
             judge=judge,
         )
         return io.NodeOutput(options)

@@ -36,7 +36,8 @@ class Job:
     graph: Graph
     """That node and all that it needs."""
     pictures: Mapping[str, str]
-    """Path below the folder that they share → digest of the record; see `manifest`."""
+    """Path below the folder that they share → digest of the record; see `manifest`. Empty where it is not
+    known."""
     models: Mapping[str, str]
     """model, clip and vae → fingerprint; empty where it is not known."""
     versions: Mapping[str, str]
@@ -90,6 +91,8 @@ class Job:
 
     def check_pictures(self, dataset: Dataset) -> None:
         """Raises DatasetError where they are not those of the job, by name."""
+        if not self.pictures:
+            return
         there = manifest(dataset)
         changed = [name for name in self.pictures if there.get(name, "") not in ("", self.pictures[name])]
         missing = [name for name in self.pictures if name not in there]

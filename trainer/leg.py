@@ -19,7 +19,7 @@ from .loop import StepResult
 from .memory.advice import explained_out_of_memory
 from .objective import Objective
 from .ports import Loan
-from .runs.checkpoints import Checkpoint, commit, prune, step_reached
+from .runs.checkpoints import Checkpoint, commit, prune, step_reached, thin
 from .runs.validation import held_out_loss
 from .timeline import HELD_OUT
 from .trained import Trained, prepared
@@ -142,6 +142,7 @@ class Leg:
         state = {**self.trained.state_dict(), **tensors}
         self.saved = commit(folder, self.state.step, state, numbers)
         prune(folder, self.config.save.keep)
+        thin(folder, self.config.save, self.session.best.best_step)
         self.session.emit(CheckpointSaved(step=self.state.step, path=self.saved.lora))
 
     def rescue(self, error: BaseException) -> None:

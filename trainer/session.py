@@ -28,7 +28,7 @@ from .ports import Lend, Sampler
 from .runs import steps as step_names
 from .runs.checkpoints import Checkpoint, forget, lora_path, newest, strangers
 from .runs.folder import RunFolder
-from .runs.in_use import in_use
+from .runs.in_use import in_use, is_in_use
 from .runs.judged import JudgedSteps, Judging
 from .runs.placing import Places
 from .runs.previews import Previews
@@ -83,6 +83,10 @@ def train_lora(
     interrupt, a checkpoint is written first; a requested stop ends the run in order, with what there is.
     """
     resumed = folder is not None
+    if folder is not None and is_in_use(folder.path):
+        raise StorageError(
+            f"run {folder.path.name} is being trained by another process; wait for its end, or choose new run"
+        )
     if folder is None:
         record = Record(key=destination.key, dataset=destination.dataset)
         folder = RunFolder.create(destination.runs, config, record)

@@ -16,7 +16,13 @@ MAX_BYTES = 3_500_000
 PRODUCT = {
     *("__init__.py", "nodes", "trainer", "web", "workflows", "docs", "locales", "scripts", "recipes"),
     *("README.md", "README.zh.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
-    *("pyproject.toml", "requirements.txt", "requirements-evidence.txt", "requirements-optimizers.txt"),
+    *(
+        "pyproject.toml",
+        "py.typed",
+        "requirements.txt",
+        "requirements-evidence.txt",
+        "requirements-optimizers.txt",
+    ),
 }
 _LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
@@ -90,3 +96,15 @@ def anchors(text: str) -> set[str]:
     """As GitHub makes them of headings."""
     made = (re.sub(r"[^\w\- ]", "", heading.lower()).strip() for heading in _HEADING.findall(text))
     return {heading.replace(" ", "-") for heading in made}
+
+
+def test_pip_installs_every_package_of_the_engine_and_the_nodes(repo_root: Path) -> None:
+    listed = set(
+        re.findall(r'^    "(in_graph_lora[\w.]*)",$', (repo_root / "pyproject.toml").read_text(), re.M)
+    )
+    there = {
+        f"in_graph_lora.{path.parent.relative_to(repo_root).as_posix().replace('/', '.')}"
+        for room in ("nodes", "trainer")
+        for path in (repo_root / room).rglob("*.py")
+    }
+    assert listed == {"in_graph_lora", *there}

@@ -32,7 +32,9 @@ from ..memory.plan import Measured, leanest_levers
 from ..memory.report import Plan, planned
 from ..ports import Conditioning, ControlPictures, Loan
 from ..runs.folder import RunFolder
+from ..space import size, space
 from ..text import mentions
+from . import paths
 from .base_precision import available
 from .encode import pixel_step
 from .kept_samples import limit
@@ -112,6 +114,15 @@ def plan_run(
         host_free=free if found.on_cpu else psutil.virtual_memory().available,
         precisions=precisions,
         device="machine" if found.on_cpu else "card",
+        disk=space(
+            config,
+            config.total_steps(max(1, dataset.shown)),
+            adapters=found.adapters,
+            optimizer=found.optimizer,
+            folder=paths.output_directory(),
+            side=dataset.resolution,
+            before=size(folder.path) if folder else 0,
+        ),
     )
     emit(Planned(line=plan.line))
     for warning in plan.warnings:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..config import MemoryConfig
+from ..space import Space
 from .plan import CARDS, GB, Measured, Need, choose, leanest, need
 
 
@@ -25,6 +26,8 @@ class Plan:
     precisions: tuple[str, ...]
     """Values of base_precision that could be chosen."""
     device: str = "card"
+    disk: Space | None = None
+    """What the run will write."""
 
     @property
     def fits(self) -> bool:
@@ -42,6 +45,8 @@ class Plan:
         parts = [f"{gb(n.with_reserve)} of {gb(self.device_free)} GB on {place}"]
         if not self.measured.on_cpu:
             parts.append(f"{gb(n.host)} of {gb(self.host_free)} GB of system memory")
+        if self.disk is not None:
+            parts.append(f"{gb(self.disk.needed)} of {gb(self.disk.free)} GB on the disk")
         step = f"about {seconds(n.seconds)} a step"
         return f"plan: {self.batch} a pass, {', '.join(parts)}, {step}; {levers(n.memory)}"
 
@@ -59,6 +64,11 @@ class Plan:
                 f"this run needs about {gb(self.chosen.host)} GB of system memory and {gb(self.host_free)}"
                 " GB are free, so the machine may swap and become slow; close other programs, or lower"
                 " streamed"
+            )
+        if self.disk is not None and not self.disk.fits:
+            found.append(
+                f"this run writes about {gb(self.disk.needed)} GB and {gb(self.disk.free)} GB are free on the"
+                " disk, so it may stop before its end; make space, or set keep_checkpoints (Train Preview)"
             )
         return found
 
@@ -93,10 +103,22 @@ class Plan:
             "",
             f"System memory: {gb(n.host)} GB of {gb(self.host_free)} GB that are free.",
             "",
+            *self._on_disk,
             "Activations and times were measured: each kind of block forward and backward at the largest size"
             " of this run. Times are without the optimizer's step, and under compile they are shorter.",
         ]
         return "\n".join(lines)
+
+    @property
+    def _on_disk(self) -> list[str]:
+        d = self.disk
+        if d is None:
+            return []
+        return [
+            f"Disk: {gb(d.needed)} GB of {gb(d.free)} GB that are free, with {d.loras} LoRA files and"
+            f" {d.states} states at most. What is kept of encoded pictures comes on top.",
+            "",
+        ]
 
     @property
     def table(self) -> str:
@@ -126,6 +148,7 @@ class Plan:
             "batch": self.batch,
             "device_free": self.device_free,
             "host_free": self.host_free,
+            "disk": asdict(self.disk) if self.disk is not None else None,
             "chosen": {**asdict(self.chosen), "device": self.chosen.device, "reserve": self.chosen.reserve},
             "measured": asdict(self.measured),
         }

@@ -14,7 +14,11 @@ class SaveConfig:
     every: int = 100
     """Steps between checkpoints; 0 writes one only at the end and when a run is stopped."""
     keep: int = 2
-    """How many states are kept. The LoRA of each checkpoint stays."""
+    """How many states are kept."""
+    keep_checkpoints: int = 0
+    """LoRAs of how many checkpoints are kept: the newest, the best, and those of the states; 0 keeps all."""
+    keep_every: int = 0
+    """With `keep_checkpoints`, LoRAs of steps that it divides are kept too; 0: no others."""
 
     def due(self, step: int) -> bool:
         return self.every > 0 and step % self.every == 0
@@ -22,6 +26,12 @@ class SaveConfig:
     def __post_init__(self) -> None:
         check_range(self, 0, math.inf, "every", hint="0: only at the end")
         check_range(self, 1, math.inf, "keep")
+        check_range(self, 0, math.inf, "keep_checkpoints", hint="0: all")
+        check_range(self, 0, math.inf, "keep_every", hint="0: no others")
+
+    def stays(self, step: int) -> bool:
+        """Whether the LoRA of this step is kept however old it is."""
+        return not self.keep_checkpoints or (self.keep_every > 0 and step % self.keep_every == 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,6 +22,7 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ..config import SaveConfig
 from ..files import read_json, sha256, write_json, write_whole
 from . import steps
 
@@ -124,11 +125,21 @@ def _whole(folder: Path, step: int) -> Checkpoint | None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Drop all but the newest `keep` states. The LoRA files stay: they are small and may be the best ones."""
+    """Drop all but the newest `keep` states. The LoRA files stay: `thin` decides about them."""
     kept = list(indices(folder))[-keep:]
     for step in steps.by_step(_files(folder), STATE):  # also of a checkpoint that a killed process left
         if step not in kept:
             forget(folder, step)
+
+
+def thin(folder: Path, save: SaveConfig, best: int | None) -> None:
+    """Drop the LoRAs that the rule does not keep; never the best one, nor those that a state belongs to."""
+    there = loras(folder)
+    kept = {*list(there)[-save.keep_checkpoints :], *indices(folder), best}
+    for step, path in there.items():
+        if step not in kept and not save.stays(step):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def forget(folder: Path, step: int) -> None:

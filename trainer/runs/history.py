@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import steps
+from .checkpoints import loras
 from .folder import RunFolder
 
 MAX_POINTS = 10_000
@@ -66,7 +67,7 @@ def history(folder: RunFolder) -> dict[str, Any]:
     return {
         "points": curve(folder),
         "held_out": [[e["step"], e["loss"]] for e in folder.log.events("Validated")],
-        "checkpoints": [e["step"] for e in folder.log.events("CheckpointSaved")],
+        "checkpoints": list(loras(folder.checkpoints)),
         "notices": [str(e.get("message", "")) for e in folder.log.events("Notice")],
         "prompts": list(shown.prompts),
         "previews": list(shown.files),

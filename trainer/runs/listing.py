@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StorageError
+from ..space import size
 from . import steps
 from .checkpoints import LORA, loras, step_reached
 from .folder import RunFolder
@@ -74,7 +75,7 @@ class Runs:
             "steps": done.asked if done else _plain_steps(config),
             "lora": done.lora if done else None,
             "picture": shown[max(shown)][0] if shown else None,
-            "bytes": _size(folder.path),
+            "bytes": size(folder.path),
         }
 
     def detail(self, run: str) -> dict[str, Any]:
@@ -106,7 +107,7 @@ class Runs:
 
     def size(self) -> int:
         """Bytes of all runs."""
-        return sum(_size(self.root / run) for run in self.ids())
+        return sum(size(self.root / run) for run in self.ids())
 
     def delete(self, run: str) -> None:
         """Remove the folder of a run; its LoRA among ComfyUI's stays.
@@ -160,17 +161,6 @@ def _plain_steps(config: dict[str, Any]) -> int | None:
     """Steps that were asked for; None when epochs decided, or nothing is known."""
     asked, epochs = config.get("steps"), config.get("epochs")
     return asked if isinstance(asked, int) and not epochs else None
-
-
-def _size(folder: Path) -> int:
-    total = 0
-    for parent, _, files in os.walk(folder):
-        for name in files:
-            try:
-                total += os.lstat(os.path.join(parent, name)).st_size
-            except OSError:
-                continue  # it is being replaced
-    return total
 
 
 def _version(path: Path) -> tuple[int, int]:
