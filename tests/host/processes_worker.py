@@ -83,8 +83,9 @@ def run(loaded: Any, request: dict[str, Any], processes: Processes) -> dict[str,
         return {"error": "interrupted", "steps": steps}
     except Exception as error:  # noqa: BLE001 - the test looks at what it was
         return {"error": type(error).__name__, "message": str(error), "steps": steps}
-    digests = {name: float(t.double().sum()) for name, t in result.lora.items()}
-    return {"losses": result.losses, "stopped": result.stopped, "steps": steps, "lora": digests}
+    sums = {name: float(t.double().sum()) for name, t in result.lora.items()}
+    told = {"losses": result.losses, "stopped": result.stopped, "path": str(result.path), "sums": sums}
+    return {**told, "steps": steps}
 
 
 def main() -> None:

@@ -30,7 +30,8 @@ from in_graph_lora.trainer.config import (
     ValidationConfig,
 )
 from in_graph_lora.trainer.data.scan import scan_folder
-from in_graph_lora.trainer.errors import TrainerError
+from in_graph_lora.trainer.errors import ConfigError
+from in_graph_lora.trainer.events import StepDone
 from in_graph_lora.trainer.host.training import train_on_loaded
 from in_graph_lora.trainer.runs.checkpoints import newest
 from workbench.dev import base
@@ -55,15 +56,21 @@ CONFIGS = {
     # Batches of 3, of two shapes, the last of an epoch short, by two processes: 5 pictures, one held out.
     "everything": replace(
         COMMON,
+        name="everything",
         preview=PreviewConfig(prompts=("a figurine",), every=2, steps=1, cfg=1.0),
         validation=ValidationConfig(held_out=1, every=2, keep_best=True),
         prior=PriorConfig(method="class_images", class_prompt="a figurine", class_images=2, steps=1),
     ),
     "text": replace(
-        COMMON, steps=2, optimizer=replace(COMMON.optimizer, text_encoder_lr=5e-4, accumulation=1)
+        COMMON,
+        name="text",
+        steps=2,
+        optimizer=replace(COMMON.optimizer, text_encoder_lr=5e-4, accumulation=1),
     ),
     "streamed": replace(
         COMMON,
+        name="streamed",
+        steps=2,
         memory=MemoryConfig(fit="manual", streamed=1.0),
         prior=PriorConfig(method="output_preservation", class_prompt="a figurine"),
     ),
@@ -80,17 +87,26 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Alone:
-    """The same trainings in this process."""
+    """The same trainings in this process, each once."""
 
-    def __init__(self, loaded: Loaded, pictures: Path) -> None:
-        self.loaded, self.pictures = loaded, pictures
+    def __init__(self, loaded: Loaded, pictures: Path, output: Path) -> None:
+        self.loaded, self.pictures, self.output = loaded, pictures, output
+        self._done: dict[str, Any] = {}
 
-    def train(self, config: TrainConfig, output: Path, stop_after: int = 0) -> Any:
-        asked = []
+    def result(self, name: str) -> Any:
+        if name not in self._done:
+            self._done[name] = self.train(CONFIGS[name], self.output)
+        return self._done[name]
 
-        def stop() -> bool:
-            asked.append(0)
-            return bool(stop_after) and len(asked) > stop_after
+    def lora(self, name: str) -> dict[str, torch.Tensor]:
+        return load_file(self.result(name).path)
+
+    def train(self, config: TrainConfig, output: Path, stop_at: int = 0) -> Any:
+        steps = []
+
+        def emit(event: Any) -> None:
+            if isinstance(event, StepDone):
+                steps.append(event.step)
 
         before = folder_paths.output_directory
         folder_paths.output_directory = str(output)
@@ -98,16 +114,16 @@ class Alone:
             with torch.inference_mode():
                 return train_on_loaded(
                     *(self.loaded.model, self.loaded.clip, self.loaded.vae),
-                    *(scan_folder(self.pictures, resolution=64), config, lambda event: None),
-                    stop_requested=stop,
+                    *(scan_folder(self.pictures, resolution=64), config, emit),
+                    stop_requested=lambda: bool(stop_at) and stop_at in steps,
                 )
         finally:
             folder_paths.output_directory = before
 
 
 @pytest.fixture(scope="module")
-def alone(loaded: Loaded, pictures: Path) -> Alone:
-    return Alone(loaded, pictures)
+def alone(loaded: Loaded, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    return Alone(loaded, pictures, tmp_path_factory.mktemp("alone"))
 
 
 def together(
@@ -147,24 +163,30 @@ def together(
     return said
 
 
-def request(name: str, config: TrainConfig, pictures: Path, *output: Path, **more: Any) -> dict[str, Any]:
+def request(config: TrainConfig, pictures: Sequence[Path], output: Sequence[Path], **more: Any) -> Any:
     return {
-        "name": name,
+        "name": config.name,
         "config": config.to_dict(),
-        "pictures": [str(pictures)],
+        "pictures": [str(path) for path in pictures],
         "output": [str(path) for path in output],
         **more,
     }
 
 
-def lora_of(output: Path) -> dict[str, torch.Tensor]:
-    (path,) = (output / "loras").iterdir()
-    return load_file(path)
+def run_of(output: Path, name: str) -> Path:
+    (run,) = (output / "in-graph-lora" / name).iterdir()
+    return run
 
 
-def run_of(output: Path) -> Path:
-    (record,) = output.rglob("run.json")
-    return record.parent
+def lora_of(output: Path, name: str) -> dict[str, torch.Tensor]:
+    return load_file(output / "loras" / f"{name}.safetensors")
+
+
+def step_reached(run: Path) -> int:
+    checkpoint, damaged = newest(run / "checkpoints")
+    assert not damaged
+    assert checkpoint is not None
+    return checkpoint.step
 
 
 def check_equal(own: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> None:
@@ -176,71 +198,106 @@ def check_equal(own: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tenso
 
 @pytest.fixture(scope="module")
 def both(alone, pictures, comfyui, tiny_checkpoint, tmp_path_factory) -> tuple[Path, list[dict[str, Any]]]:
-    """(folder, what each process said) of all trainings that end in order, in one start of two."""
+    """(output, what each process said) of all trainings that end in order, in one start of two."""
     folder = tmp_path_factory.mktemp("both")
-    alone.train(CONFIGS["resumed"], folder / "resumed", stop_after=2)
-    assert not list((folder / "resumed").rglob("step_000004*"))
+    output = folder / "output"
+    alone.train(CONFIGS["resumed"], output, stop_at=2)
+    assert step_reached(run_of(output, "resumed")) == 2
     names = ["everything", "text", "streamed", "resumed"]
-    requests = [request(name, CONFIGS[name], pictures, folder / name) for name in names]
+    requests = [request(CONFIGS[name], [pictures], [output]) for name in names]
     # The second process has a disk of its own.
-    apart = folder / "apart0", folder / "apart1"
-    requests.append(request("apart", CONFIGS["stopped"], pictures, *apart))
-    requests.append(request("stopped", CONFIGS["stopped"], pictures, folder / "stopped", stop=[1, 2]))
-    return folder, together(folder, comfyui, tiny_checkpoint, requests)
+    requests.append(request(CONFIGS["stopped"], [pictures], [output, folder / "apart"], stop=[1, 2]))
+    return output, together(folder, comfyui, tiny_checkpoint, requests)
 
 
 @pytest.mark.parametrize("name", ["everything", "text", "streamed"])
-def test_two_processes_train_the_lora_of_one(both, alone, tmp_path, name):
-    folder, said = both
-    own = alone.train(CONFIGS[name], tmp_path)
-    check_equal(lora_of(folder / name), lora_of(tmp_path))
+def test_two_processes_train_the_lora_of_one(both, alone, name):
+    output, said = both
+    check_equal(lora_of(output, name), alone.lora(name))
     assert [s[name]["steps"] for s in said] == [list(range(1, CONFIGS[name].steps + 1))] * 2
     assert said[0][name] == said[1][name], "all have the result"
-    assert said[0][name]["losses"] == pytest.approx(own.losses, abs=1e-5)
+    assert said[0][name]["losses"] == pytest.approx(alone.result(name).losses, abs=1e-5)
 
 
-def test_the_main_process_draws_measures_and_keeps_the_best_as_one_alone_does(both, alone, tmp_path):
-    folder, _ = both
-    alone.train(CONFIGS["everything"], tmp_path)
+def test_the_main_process_draws_measures_and_keeps_the_best_as_one_alone_does(both, alone):
+    alone.result("everything")
+    own, theirs = (run_of(output, "everything") for output in (both[0], alone.output))
 
-    def files(output: Path) -> list[str]:
-        run = run_of(output)
-        return sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and p.suffix != ".0")
+    def files(run: Path) -> list[str]:
+        return sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file())
 
-    assert files(folder / "everything") == files(tmp_path)
-    assert len(list((folder / "everything").rglob("class-images/*/*.png"))) == 2
+    assert [f for f in files(own) if "tensorboard" not in f] == [
+        f for f in files(theirs) if "tensorboard" not in f
+    ]
+    assert len(list((both[0] / "in-graph-lora" / "class-images").glob("*/*.png"))) == 2
 
-    def held_out(output: Path) -> list[float]:
-        lines = (run_of(output) / "events.jsonl").read_text().splitlines()
-        return [e["loss"] for e in map(json.loads, lines) if e["event"] == "Validated"]
+    def held_out(run: Path) -> list[float]:
+        events = map(json.loads, (run / "events.jsonl").read_text().splitlines())
+        return [e["loss"] for e in events if e["event"] == "Validated"]
 
-    assert len(held_out(tmp_path)) == 3
-    assert held_out(folder / "everything") == pytest.approx(held_out(tmp_path), abs=1e-5)
+    assert len(held_out(theirs)) == 3
+    assert held_out(own) == pytest.approx(held_out(theirs), abs=1e-5)
 
 
-def test_a_run_of_one_process_goes_on_with_two(both, alone, tmp_path):
-    folder, said = both
-    alone.train(CONFIGS["resumed"], tmp_path)
+def test_a_run_of_one_process_goes_on_with_two(both, alone):
+    output, said = both
     assert [s["resumed"]["steps"] for s in said] == [[3, 4]] * 2
-    check_equal(lora_of(folder / "resumed"), lora_of(tmp_path))
+    check_equal(load_file(said[0]["resumed"]["path"]), alone.lora("resumed"))
 
 
-def test_a_stop_on_one_stops_both_and_one_alone_goes_on(both, alone, tmp_path):
-    folder, said = both
+def test_a_stop_on_one_stops_both_and_one_alone_goes_on(both, alone):
+    output, said = both
     assert [(s["stopped"]["steps"], s["stopped"]["stopped"]) for s in said] == [([1, 2], True)] * 2
-    checkpoint, damaged = newest(run_of(folder / "stopped") / "checkpoints")
-    assert (checkpoint and checkpoint.step, damaged) == (2, [])
-    alone.train(CONFIGS["stopped"], folder / "stopped")
-    alone.train(CONFIGS["stopped"], tmp_path)
-    ended, straight = folder / "stopped" / "loras" / "stopped_2.safetensors", tmp_path / "loras"
-    check_equal(load_file(ended), load_file(straight / "stopped.safetensors"))
+    assert step_reached(run_of(output, "stopped")) == 2
+    ended = alone.train(CONFIGS["stopped"], output)
+    assert len(ended.losses) == 4
+    check_equal(load_file(ended.path), alone.lora("stopped"))
 
 
 def test_only_the_main_process_writes(both):
-    folder, said = both
-    assert len(said[1]["apart"]["losses"]) == 4
-    assert (folder / "apart0" / "loras" / "stopped.safetensors").exists()
-    there = {
-        p.relative_to(folder / "apart1").parts[:2] for p in (folder / "apart1").rglob("*") if p.is_file()
-    }
+    apart = both[0].parent / "apart"
+    there = {path.relative_to(apart).parts[:2] for path in apart.rglob("*") if path.is_file()}
     assert there == {("in-graph-lora", "cache")}
+
+
+@pytest.mark.parametrize("fault", ["kill", "interrupt"])
+def test_the_end_of_one_ends_the_other_and_the_work_is_kept(
+    fault, alone, both, pictures, comfyui, tiny_checkpoint, tmp_path
+):
+    output = both[0]
+    config = replace(CONFIGS["stopped"], name=fault, steps=6)
+    asked = request(config, [pictures], [output], **{fault: [1, 3]})
+    main, other = together(tmp_path, comfyui, tiny_checkpoint, [asked])
+    said = main[fault]
+    if fault == "kill":
+        assert not other
+        assert said["error"] == "TrainingError"
+        assert "has ended without a word; what was trained is kept" in said["message"]
+    else:
+        assert said["error"] == other[fault]["error"] == "interrupted"
+    reached = step_reached(run_of(output, fault))
+    assert reached in (3, said["steps"][-1])
+    assert reached == said["steps"][-1], "nothing is lost"
+    assert len(alone.train(config, output).losses) == 6
+
+
+def test_another_dataset_on_one_machine_is_refused(both, pictures, comfyui, tiny_checkpoint, tmp_path):
+    other = write_pictures(tmp_path / "pictures", [(64, 64), (128, 32), (64, 64), (64, 64), (128, 32)])
+    (other / "0.txt").write_text("another caption")
+    config = replace(CONFIGS["stopped"], name="refused")
+    asked = request(config, [pictures, other], [both[0]])
+    said = [s["refused"] for s in together(tmp_path, comfyui, tiny_checkpoint, [asked])]
+    assert [s["error"] for s in said] == ["TrainingError", "ConfigError"]
+    assert "dataset: not the same as in process 0" in said[1]["message"]
+    assert said[0]["message"].startswith("process 1 on ")
+    assert said[1]["message"] in said[0]["message"]
+    assert not (both[0] / "in-graph-lora" / "refused").exists(), "nothing was begun"
+
+
+def test_a_batch_that_is_too_small_to_be_shared_is_refused():
+    config = TrainConfig(data=DataConfig(batch_size=2), optimizer=OptimizerConfig(accumulation=3))
+    config.check_shared(6)
+    with pytest.raises(ConfigError, match="raise batch_size to 7 or start fewer"):
+        config.check_shared(7)
+    assert [config.in_each_of(n).data.batch_size for n in (1, 2, 3, 4, 6)] == [2, 2, 2, 2, 1]
+    assert [config.in_each_of(n).optimizer.accumulation for n in (1, 2, 3, 4, 6)] == [3, 2, 1, 1, 1]
