@@ -1,9 +1,11 @@
-"""One process of several that train: runs the trainings of a JSON file one after the other.
+"""Trains in children of a process that has loaded everything: as one, or as several that train together.
 
-    RANK=… WORLD_SIZE=… MASTER_ADDR=… MASTER_PORT=… python processes_worker.py COMFYUI BASE CHECKPOINT REQUESTS
+    python processes_worker.py COMFYUI BASE CHECKPOINT
 
-Writes a line for each, `{"name": …, "losses": …}` or `{"name": …, "error": …, "message": …}`, and ends after
-the first that does not end in order: then the processes have parted.
+Reads one JSON object a line from stdin, {"size": …, "port": …, "requests": […], "said": [a file for each]},
+starts so many processes, and answers with a line when all have ended. They run the requested trainings one
+after the other and write a line for each into their file: {"name": …, "losses": …} or {"name": …,
+"error": …}. After the first that does not end in order they stop: they have parted.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ def _module(name: str, path: Path) -> Any:
     return module
 
 
-comfyui, base, checkpoint, requests = map(Path, sys.argv[1:5])
+comfyui, base, checkpoint = map(Path, sys.argv[1:4])
 _module("tests_conftest", HERE.parent / "conftest.py")  # registers our packages
 from workbench.dev import host  # noqa: E402
 
@@ -44,7 +46,7 @@ from in_graph_lora.trainer.config import TrainConfig  # noqa: E402
 from in_graph_lora.trainer.data.scan import scan_folder  # noqa: E402
 from in_graph_lora.trainer.events import StepDone  # noqa: E402
 from in_graph_lora.trainer.host.training import train_on_loaded  # noqa: E402
-from in_graph_lora.trainer.processes import Processes, join  # noqa: E402
+from in_graph_lora.trainer.processes import ALONE, Processes, join  # noqa: E402
 
 
 def run(loaded: Any, request: dict[str, Any], processes: Processes) -> dict[str, Any]:
@@ -84,24 +86,51 @@ def run(loaded: Any, request: dict[str, Any], processes: Processes) -> dict[str,
     except Exception as error:  # noqa: BLE001 - the test looks at what it was
         return {"error": type(error).__name__, "message": str(error), "steps": steps}
     sums = {name: float(t.double().sum()) for name, t in result.lora.items()}
-    told = {"losses": result.losses, "stopped": result.stopped, "path": str(result.path), "sums": sums}
-    return {**told, "steps": steps}
+    paths = {"path": str(result.path), "run": str(result.run)}
+    return {"losses": result.losses, "stopped": result.stopped, "steps": steps, "sums": sums, **paths}
+
+
+def child(loaded: Any, work: dict[str, Any], rank: int) -> None:
+    with Path(work["said"][rank]).open("w", buffering=1) as said:
+        processes = ALONE
+        if work["size"] > 1:
+            place = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": work["port"],
+            }
+            sizes = {"WORLD_SIZE": work["size"], "LOCAL_WORLD_SIZE": work["size"]}
+            os.environ.update({name: str(value) for name, value in (place | sizes).items()})
+            processes = join()
+        with processes.together():
+            for request in work["requests"]:
+                told = {"name": request["name"], **run(loaded, request, processes)}
+                said.write(json.dumps(told) + "\n")
+                if "error" in told:
+                    return
+            processes.wait()
 
 
 def main() -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # a thread pool does not survive a fork
     loaded = loaded_module.load(checkpoint)
-    processes = join()
-    with processes.together():
-        for request in json.loads(requests.read_text()):
-            said = run(loaded, request, processes)
-            print(json.dumps({"name": request["name"], **said}), flush=True)
-            if "error" in said:
-                break
-        else:
-            processes.wait()
-    sys.stdout.flush()
-    os._exit(0)
+    with torch.inference_mode():
+        captions = [f"a photo of aawxbc figurine {i}" for i in range(5)]
+        for text in [*captions, "another caption", "a figurine", ""]:
+            loaded.clip.encode_from_tokens_scheduled(loaded.clip.tokenize(text))
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print
+    for line in sys.stdin:
+        work, children = json.loads(line), []
+        for rank in range(work["size"]):
+            children.append(os.fork())
+            if children[-1] == 0:
+                try:
+                    child(loaded, work, rank)
+                finally:
+                    os._exit(0)  # not what the parent would do at its end
+        out.write(json.dumps([os.waitpid(pid, 0)[1] for pid in children]) + "\n")
 
 
 if __name__ == "__main__":

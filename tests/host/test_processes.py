@@ -7,14 +7,12 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import folder_paths
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from in_graph_lora.trainer.config import (
@@ -29,17 +27,15 @@ from in_graph_lora.trainer.config import (
     TrainConfig,
     ValidationConfig,
 )
-from in_graph_lora.trainer.data.scan import scan_folder
 from in_graph_lora.trainer.errors import ConfigError
-from in_graph_lora.trainer.events import StepDone
-from in_graph_lora.trainer.host.training import train_on_loaded
 from in_graph_lora.trainer.runs.checkpoints import newest
 from workbench.dev import base
 
-from .loaded import Loaded, write_pictures
+from .loaded import write_pictures
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL"), pytest.mark.slow]
 
+SIZES = [(64, 64), (128, 32), (64, 64), (64, 64), (128, 32)]
 WORKER = Path(__file__).with_name("processes_worker.py")
 COMMON = TrainConfig(
     name="test",
@@ -82,85 +78,57 @@ CONFIGS = {
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sizes = [(64, 64), (128, 32), (64, 64), (64, 64), (128, 32)]
-    return write_pictures(tmp_path_factory.mktemp("processes") / "pictures", sizes)
+    return write_pictures(tmp_path_factory.mktemp("processes") / "pictures", SIZES)
 
 
-class Alone:
-    """The same trainings in this process, each once."""
+Said = dict[str, dict[str, Any]]
+"""What a process says of each training, by its name."""
 
-    def __init__(self, loaded: Loaded, pictures: Path, output: Path) -> None:
-        self.loaded, self.pictures, self.output = loaded, pictures, output
-        self._done: dict[str, Any] = {}
 
-    def result(self, name: str) -> Any:
-        if name not in self._done:
-            self._done[name] = self.train(CONFIGS[name], self.output)
-        return self._done[name]
+class Worker:
+    """Starts processes that train."""
 
-    def lora(self, name: str) -> dict[str, torch.Tensor]:
-        return load_file(self.result(name).path)
+    def __init__(self, comfyui: Path, checkpoint: Path, folder: Path) -> None:
+        self.folder, self._starts = folder, 0
+        command = [sys.executable, WORKER, comfyui, base.prepare(folder / "base"), checkpoint]
+        with (folder / "errors").open("w") as errors:
+            self._process = subprocess.Popen(
+                [str(part) for part in command],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
 
-    def train(self, config: TrainConfig, output: Path, stop_at: int = 0) -> Any:
-        steps = []
+    def run(self, size: int, *requests: Any) -> list[Said]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self._starts += 1
+        files = [self.folder / f"said{self._starts}-{rank}" for rank in range(size)]
+        work = {"size": size, "port": port, "requests": requests, "said": [str(file) for file in files]}
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(work) + "\n")
+        process.stdin.flush()
+        assert process.stdout.readline(), (self.folder / "errors").read_text()[-3000:]
+        lines = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+        return [{line.pop("name"): line for line in own} for own in lines]
 
-        def emit(event: Any) -> None:
-            if isinstance(event, StepDone):
-                steps.append(event.step)
-
-        before = folder_paths.output_directory
-        folder_paths.output_directory = str(output)
-        try:
-            with torch.inference_mode():
-                return train_on_loaded(
-                    *(self.loaded.model, self.loaded.clip, self.loaded.vae),
-                    *(scan_folder(self.pictures, resolution=64), config, emit),
-                    stop_requested=lambda: bool(stop_at) and stop_at in steps,
-                )
-        finally:
-            folder_paths.output_directory = before
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
 
 
 @pytest.fixture(scope="module")
-def alone(loaded: Loaded, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Alone:
-    return Alone(loaded, pictures, tmp_path_factory.mktemp("alone"))
-
-
-def together(
-    folder: Path, comfyui: Path, checkpoint: Path, requests: Sequence[Mapping[str, Any]]
-) -> list[dict[str, dict[str, Any]]]:
-    """What each of two processes says, by the training's name."""
-    file = folder / "requests.json"
-    file.write_text(json.dumps(requests))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = []
-    for rank in range(2):
-        command = [sys.executable, WORKER, comfyui, base.prepare(folder / f"base{rank}"), checkpoint, file]
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-        env = {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-        with (folder / f"said{rank}").open("w") as out, (folder / f"errors{rank}").open("w") as errors:
-            running.append(
-                subprocess.Popen(
-                    [str(part) for part in command],
-                    env={**os.environ, **{k: str(v) for k, v in env.items()}},
-                    stdout=out,
-                    stderr=errors,
-                )
-            )
-    try:
-        codes = [process.wait(timeout=300) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-    said = []
-    for rank, code in enumerate(codes):
-        lines = [line for line in (folder / f"said{rank}").read_text().splitlines() if line[:1] == "{"]
-        assert lines or code < 0, (folder / f"errors{rank}").read_text()[-3000:]
-        said.append({line.pop("name"): line for line in map(json.loads, lines)})
-    return said
+def worker(
+    comfyui: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Worker]:
+    running = Worker(comfyui, tiny_checkpoint, tmp_path_factory.mktemp("worker"))
+    yield running
+    running.close()
 
 
 def request(config: TrainConfig, pictures: Sequence[Path], output: Sequence[Path], **more: Any) -> Any:
@@ -173,63 +141,67 @@ def request(config: TrainConfig, pictures: Sequence[Path], output: Sequence[Path
     }
 
 
-def run_of(output: Path, name: str) -> Path:
+def step_reached(output: Path, name: str) -> int:
     (run,) = (output / "in-graph-lora" / name).iterdir()
-    return run
-
-
-def lora_of(output: Path, name: str) -> dict[str, torch.Tensor]:
-    return load_file(output / "loras" / f"{name}.safetensors")
-
-
-def step_reached(run: Path) -> int:
     checkpoint, damaged = newest(run / "checkpoints")
     assert not damaged
     assert checkpoint is not None
     return checkpoint.step
 
 
-def check_equal(own: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> None:
-    assert own.keys() == other.keys()
-    far = max(float((own[name] - other[name]).abs().max()) for name in own)
+def check_equal(said: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    own, theirs = load_file(said["path"]), load_file(other["path"])
+    assert own.keys() == theirs.keys()
+    far = max(float((own[name] - theirs[name]).abs().max()) for name in own)
     assert far <= 1e-6, far
     assert max(float(t.abs().max()) for name, t in own.items() if "up" in name) > 1e-4, "it has learned"
+    assert said["losses"] == pytest.approx(other["losses"], abs=1e-5)
 
 
 @pytest.fixture(scope="module")
-def both(alone, pictures, comfyui, tiny_checkpoint, tmp_path_factory) -> tuple[Path, list[dict[str, Any]]]:
-    """(output, what each process said) of all trainings that end in order, in one start of two."""
-    folder = tmp_path_factory.mktemp("both")
-    output = folder / "output"
-    alone.train(CONFIGS["resumed"], output, stop_at=2)
-    assert step_reached(run_of(output, "resumed")) == 2
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the trainings by two."""
+    return tmp_path_factory.mktemp("both")
+
+
+@pytest.fixture(scope="module")
+def alone(worker: Worker, pictures: Path, output: Path, tmp_path_factory: pytest.TempPathFactory) -> Said:
+    """The trainings by one process, in a folder of their own; one of them in that of the two, half."""
+    folder = tmp_path_factory.mktemp("alone")
+    whole = [request(config, [pictures], [folder]) for config in CONFIGS.values()]
+    half = request(CONFIGS["resumed"], [pictures], [output], stop=[0, 2])
+    (said,) = worker.run(1, *whole)
+    ((_, begun),) = worker.run(1, half)[0].items()
+    assert begun["stopped"]
+    return said
+
+
+@pytest.fixture(scope="module")
+def both(worker: Worker, alone: Said, pictures: Path, output: Path) -> list[Said]:
+    """All trainings that end in order, by two processes."""
     names = ["everything", "text", "streamed", "resumed"]
     requests = [request(CONFIGS[name], [pictures], [output]) for name in names]
     # The second process has a disk of its own.
-    requests.append(request(CONFIGS["stopped"], [pictures], [output, folder / "apart"], stop=[1, 2]))
-    return output, together(folder, comfyui, tiny_checkpoint, requests)
+    apart = [output, output.parent / "apart"]
+    return worker.run(2, *requests, request(CONFIGS["stopped"], [pictures], apart, stop=[1, 2]))
 
 
 @pytest.mark.parametrize("name", ["everything", "text", "streamed"])
 def test_two_processes_train_the_lora_of_one(both, alone, name):
-    output, said = both
-    check_equal(lora_of(output, name), alone.lora(name))
-    assert [s[name]["steps"] for s in said] == [list(range(1, CONFIGS[name].steps + 1))] * 2
-    assert said[0][name] == said[1][name], "all have the result"
-    assert said[0][name]["losses"] == pytest.approx(alone.result(name).losses, abs=1e-5)
+    assert [said[name]["steps"] for said in both] == [list(range(1, CONFIGS[name].steps + 1))] * 2
+    assert both[0][name] == both[1][name], "all have the result"
+    check_equal(both[0][name], alone[name])
 
 
-def test_the_main_process_draws_measures_and_keeps_the_best_as_one_alone_does(both, alone):
-    alone.result("everything")
-    own, theirs = (run_of(output, "everything") for output in (both[0], alone.output))
+def test_the_main_process_draws_measures_and_keeps_the_best_as_one_alone_does(both, alone, output):
+    own, theirs = (Path(said["everything"]["run"]) for said in (both[0], alone))
 
     def files(run: Path) -> list[str]:
-        return sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file())
+        found = [str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()]
+        return sorted(name for name in found if "tensorboard" not in name)
 
-    assert [f for f in files(own) if "tensorboard" not in f] == [
-        f for f in files(theirs) if "tensorboard" not in f
-    ]
-    assert len(list((both[0] / "in-graph-lora" / "class-images").glob("*/*.png"))) == 2
+    assert files(own) == files(theirs)
+    assert len(list((output / "in-graph-lora" / "class-images").glob("*/*.png"))) == 2
 
     def held_out(run: Path) -> list[float]:
         events = map(json.loads, (run / "events.jsonl").read_text().splitlines())
@@ -240,34 +212,28 @@ def test_the_main_process_draws_measures_and_keeps_the_best_as_one_alone_does(bo
 
 
 def test_a_run_of_one_process_goes_on_with_two(both, alone):
-    output, said = both
-    assert [s["resumed"]["steps"] for s in said] == [[3, 4]] * 2
-    check_equal(load_file(said[0]["resumed"]["path"]), alone.lora("resumed"))
+    assert [said["resumed"]["steps"] for said in both] == [[3, 4]] * 2
+    check_equal(both[0]["resumed"], alone["resumed"])
 
 
-def test_a_stop_on_one_stops_both_and_one_alone_goes_on(both, alone):
-    output, said = both
-    assert [(s["stopped"]["steps"], s["stopped"]["stopped"]) for s in said] == [([1, 2], True)] * 2
-    assert step_reached(run_of(output, "stopped")) == 2
-    ended = alone.train(CONFIGS["stopped"], output)
-    assert len(ended.losses) == 4
-    check_equal(load_file(ended.path), alone.lora("stopped"))
+def test_a_stop_on_one_stops_both_and_one_alone_goes_on(worker, both, alone, pictures, output):
+    assert [(said["stopped"]["steps"], said["stopped"]["stopped"]) for said in both] == [([1, 2], True)] * 2
+    assert step_reached(output, "stopped") == 2
+    (said,) = worker.run(1, request(CONFIGS["stopped"], [pictures], [output]))
+    assert said["stopped"]["steps"] == [3, 4]
+    check_equal(said["stopped"], alone["stopped"])
 
 
-def test_only_the_main_process_writes(both):
-    apart = both[0].parent / "apart"
+def test_only_the_main_process_writes(both, output):
+    apart = output.parent / "apart"
     there = {path.relative_to(apart).parts[:2] for path in apart.rglob("*") if path.is_file()}
     assert there == {("in-graph-lora", "cache")}
 
 
 @pytest.mark.parametrize("fault", ["kill", "interrupt"])
-def test_the_end_of_one_ends_the_other_and_the_work_is_kept(
-    fault, alone, both, pictures, comfyui, tiny_checkpoint, tmp_path
-):
-    output = both[0]
+def test_the_end_of_one_ends_the_other_and_the_work_is_kept(worker, fault, both, pictures, output):
     config = replace(CONFIGS["stopped"], name=fault, steps=6)
-    asked = request(config, [pictures], [output], **{fault: [1, 3]})
-    main, other = together(tmp_path, comfyui, tiny_checkpoint, [asked])
+    main, other = worker.run(2, request(config, [pictures], [output], **{fault: [1, 3]}))
     said = main[fault]
     if fault == "kill":
         assert not other
@@ -275,23 +241,22 @@ def test_the_end_of_one_ends_the_other_and_the_work_is_kept(
         assert "has ended without a word; what was trained is kept" in said["message"]
     else:
         assert said["error"] == other[fault]["error"] == "interrupted"
-    reached = step_reached(run_of(output, fault))
-    assert reached in (3, said["steps"][-1])
-    assert reached == said["steps"][-1], "nothing is lost"
-    assert len(alone.train(config, output).losses) == 6
+    assert said["steps"] == [1, 2, 3]
+    assert step_reached(output, fault) == 3, "nothing is lost"
+    (more,) = worker.run(1, request(config, [pictures], [output]))
+    assert more[fault]["steps"] == [4, 5, 6]
 
 
-def test_another_dataset_on_one_machine_is_refused(both, pictures, comfyui, tiny_checkpoint, tmp_path):
-    other = write_pictures(tmp_path / "pictures", [(64, 64), (128, 32), (64, 64), (64, 64), (128, 32)])
+def test_another_dataset_on_one_machine_is_refused(worker, both, pictures, output, tmp_path):
+    other = write_pictures(tmp_path / "pictures", SIZES)
     (other / "0.txt").write_text("another caption")
     config = replace(CONFIGS["stopped"], name="refused")
-    asked = request(config, [pictures, other], [both[0]])
-    said = [s["refused"] for s in together(tmp_path, comfyui, tiny_checkpoint, [asked])]
-    assert [s["error"] for s in said] == ["TrainingError", "ConfigError"]
-    assert "dataset: not the same as in process 0" in said[1]["message"]
-    assert said[0]["message"].startswith("process 1 on ")
-    assert said[1]["message"] in said[0]["message"]
-    assert not (both[0] / "in-graph-lora" / "refused").exists(), "nothing was begun"
+    main, second = worker.run(2, request(config, [pictures, other], [output]))
+    assert (main["refused"]["error"], second["refused"]["error"]) == ("TrainingError", "ConfigError")
+    assert "dataset: not the same as in process 0" in second["refused"]["message"]
+    assert main["refused"]["message"].startswith("process 1 on ")
+    assert second["refused"]["message"] in main["refused"]["message"]
+    assert not (output / "in-graph-lora" / "refused").exists(), "nothing was begun"
 
 
 def test_a_batch_that_is_too_small_to_be_shared_is_refused():
