@@ -38,8 +38,6 @@ _LONGEST = 1000
 """Bytes of what a process says of its end."""
 _GO_ON, _WISH, _INTERRUPTED, _FAILED = range(4)
 
-LOST = "another process of this training has ended without a word"
-
 
 class Interrupted(BaseException):
     """Another process of the training was interrupted."""
@@ -156,7 +154,7 @@ class Processes:
     def _agree(self, code: int, message: str = "") -> int:
         """The highest code. Raises what `_hear` does when one has left."""
         if os.environ.get(_STATE) == _PARTED:
-            raise TrainingError(LOST)
+            raise _lost()
         codes = torch.zeros(self.size, dtype=torch.int32)
         codes[self.rank] = code
         self._all_reduce(codes)
@@ -191,7 +189,14 @@ def _noticing() -> Iterator[None]:
         yield
     except RuntimeError as error:
         os.environ[_STATE] = _PARTED
-        raise TrainingError(f"{LOST}; what was trained is kept, and the same command goes on") from error
+        raise _lost() from error
+
+
+def _lost() -> TrainingError:
+    return TrainingError(
+        "another process of this training has ended without a word; what was trained is kept, and the same"
+        " command goes on"
+    )
 
 
 def join() -> Processes:

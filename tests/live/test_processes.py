@@ -1,4 +1,4 @@
-"""`accelerate launch scripts/train.py JOB`, as users start it: two processes, each with a ComfyUI of its own."""
+"""`accelerate launch scripts/train.py JOB`, as users start it: two processes, each with its own ComfyUI."""
 
 from __future__ import annotations
 
