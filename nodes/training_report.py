@@ -24,7 +24,6 @@ from ..trainer.events import (
     Validated,
 )
 from ..trainer.host.active import ActiveRun
-from ..trainer.host.paths import output_directory
 from ..trainer.host.progress import MemoryWatch, NodeProgress
 from ..trainer.timeline import CLASS_PICTURES, HELD_OUT, PREVIEWS, STEPS, TRIAL, Timeline
 from .canvas import Place, remember
@@ -220,7 +219,7 @@ def reported(
 
 def run_name(run: Path | None) -> str:
     """`<name>/<run>`, as Load Run lists it."""
-    return run.relative_to(output_directory() / "in-graph-lora").as_posix() if run else ""
+    return f"{run.parent.name}/{run.name}" if run else ""
 
 
 def _rounds(step: int, steps: int, every: int) -> int:

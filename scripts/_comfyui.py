@@ -18,8 +18,8 @@ class GraphError(Exception):
     """What ComfyUI or a node says is wrong with a graph."""
 
 
-class Interrupted(Exception):
-    """By Ctrl-C. What was trained is kept."""
+class Interrupted(BaseException):
+    """By Ctrl-C, or told to end. What was trained is kept."""
 
 
 def folder(wish: Path | None, pack: Path) -> Path:
@@ -41,6 +41,16 @@ class Headless:
 
         _, self.server, _ = main.start_comfyui()
 
+    def version(self) -> str:
+        import comfyui_version  # pyright: ignore[reportMissingImports]
+
+        return comfyui_version.__version__
+
+    def torch_version(self) -> str:
+        import torch
+
+        return torch.__version__
+
     def nodes(self) -> Mapping[str, Any]:
         import nodes  # pyright: ignore[reportMissingImports]
 
@@ -49,7 +59,7 @@ class Headless:
     def run(self, graph: Mapping[str, Any], node: str, extra: Mapping[str, Any], told: Told) -> None:
         """Runs `node` and what it needs. told: gets every message that a page would get.
 
-        Raises GraphError, and Interrupted after Ctrl-C.
+        Raises GraphError, and Interrupted after Ctrl-C or SIGTERM.
         """
         import comfy.model_management as mm
         import execution  # pyright: ignore[reportMissingImports]
@@ -60,7 +70,8 @@ class Headless:
         valid, error, _, errors = asyncio.run(execution.validate_prompt(prompt_id, graph, [node]))
         if not valid:
             raise GraphError(_explained(error, errors))
-        before = signal.signal(signal.SIGINT, lambda *_: mm.interrupt_current_processing())
+        signals = signal.SIGINT, signal.SIGTERM  # launchers and schedulers send the second
+        before = [signal.signal(s, lambda *_: mm.interrupt_current_processing()) for s in signals]
         queue = self.server.prompt_queue  # ComfyUI's own thread works on it
         # ComfyUI says what a node has made only where there is a client.
         more = {"extra_pnginfo": dict(extra), "client_id": prompt_id}
@@ -69,7 +80,8 @@ class Headless:
             while not (done := queue.get_history(prompt_id=prompt_id)):
                 time.sleep(0.1)
         finally:
-            signal.signal(signal.SIGINT, before)
+            for s, handler in zip(signals, before, strict=True):
+                signal.signal(s, handler)
         status = done[prompt_id]["status"]
         if status["completed"]:
             return

@@ -1,35 +1,54 @@
-"""Training a job's folder."""
+"""Training a job's folder, alone or as one of several processes."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import _comfyui
+import _processes
+from _pack import PACK, code_digest
 
-PACK = Path(__file__).resolve().parent.parent
+if TYPE_CHECKING:
+    from in_graph_lora.trainer.jobs import Job
+
 INTERRUPTED = 130
 
 
 def train_job(folder: Path, comfyui: Path | None, options: Sequence[str]) -> int:
     """Exit code: 0 done, 1 with a sentence on stderr, 130 after Ctrl-C. options: ComfyUI's own."""
-    from in_graph_lora.trainer.errors import JobError
+    from in_graph_lora.trainer.errors import TrainerError
 
     try:
-        run_job(folder, comfyui, options, show)
-    except (JobError, _comfyui.GraphError) as error:
-        print(error, file=sys.stderr)
+        with _processes.own_place(options) as own:
+            if _processes.started() == 1:
+                run_job(folder, comfyui, own, show)
+            else:
+                _run_with_others(folder, comfyui, own)
+    except (TrainerError, _comfyui.GraphError) as error:
+        _say(str(error))
         return 1
     except _comfyui.Interrupted:
-        print("stopped; the same command goes on", file=sys.stderr)
+        _say("stopped; the same command goes on")
         return INTERRUPTED
     return 0
 
 
 def run_job(folder: Path, comfyui: Path | None, options: Sequence[str], told: _comfyui.Told) -> None:
     """Raises JobError, GraphError and Interrupted."""
+    _run(*_prepared(folder, comfyui, options), told)
+
+
+def run_graph(
+    graph: Mapping[str, Any], node: str, comfyui: Path | None, options: Sequence[str], told: _comfyui.Told
+) -> None:
+    """Raises JobError, GraphError and Interrupted."""
+    _host(graph, comfyui, options).run(graph, node, {}, told)
+
+
+def _prepared(folder: Path, comfyui: Path | None, options: Sequence[str]) -> tuple[Job, _comfyui.Headless]:
     from in_graph_lora.trainer.errors import JobError
     from in_graph_lora.trainer.jobs import Job
     from in_graph_lora.trainer.sweep import is_sweep
@@ -37,25 +56,59 @@ def run_job(folder: Path, comfyui: Path | None, options: Sequence[str], told: _c
     job = Job.read(folder)
     if is_sweep(job):
         raise JobError(f"{folder} is a sweep; train it by: python scripts/train_queue.py {folder.parent}")
-    run_graph(job.graph, job.node, comfyui, options, told, {"in_graph_lora_job": job.content()})
+    return job, _host(job.graph, comfyui, options)
 
 
-def run_graph(
-    graph: Mapping[str, Any],
-    node: str,
-    comfyui: Path | None,
-    options: Sequence[str],
-    told: _comfyui.Told,
-    extra: Mapping[str, Any],
-) -> None:
-    """Raises JobError, GraphError and Interrupted."""
+def _host(graph: Mapping[str, Any], comfyui: Path | None, options: Sequence[str]) -> _comfyui.Headless:
     from in_graph_lora.trainer.errors import JobError
 
     host = _comfyui.Headless(_comfyui.folder(comfyui, PACK), options)
     unknown = sorted({n["class_type"] for n in graph.values()} - host.nodes().keys())
     if unknown:
         raise JobError(f"this ComfyUI has no node {', '.join(unknown)}; install the packs that have them")
-    host.run(graph, node, extra, told)
+    return host
+
+
+def _run(job: Job, host: _comfyui.Headless, told: _comfyui.Told) -> None:
+    host.run(job.graph, job.node, {"in_graph_lora_job": job.content()}, told)
+
+
+def _run_with_others(folder: Path, comfyui: Path | None, options: Sequence[str]) -> None:
+    job = host = failure = None
+    try:
+        job, host = _prepared(folder, comfyui, options)
+    except Exception as error:  # noqa: BLE001 - the others are told first
+        failure = error
+    from in_graph_lora.trainer.processes import Interrupted, join  # not before ComfyUI: they import torch
+
+    processes = join()
+    try:
+        with processes.together():
+            if failure is not None:
+                raise failure
+            assert job is not None
+            assert host is not None
+            versions = {
+                "In-Graph LoRA": code_digest(),
+                "ComfyUI": host.version(),
+                "torch": host.torch_version(),
+            }
+            processes.check_same({**versions, "job": job.content()})
+            _run(job, host, show if processes.main else _quiet)
+            processes.wait()
+    except Interrupted as end:
+        raise _comfyui.Interrupted from end
+
+
+def _say(message: str) -> None:
+    """Once a machine; all do where one is gone, which may be that one."""
+    if _processes.place() == 0 or "without a word" in message:
+        print(message, file=sys.stderr)
+
+
+def _quiet(event: str, data: Mapping[str, Any]) -> None:
+    """The main process tells."""
+    del event, data
 
 
 def show(event: str, data: Mapping[str, Any]) -> None:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 from types import ModuleType
+
+PACK = Path(__file__).resolve().parent.parent
 
 
 def import_pack() -> None:
     """Make the pack importable as `in_graph_lora`, whatever its folder is called."""
     package = ModuleType("in_graph_lora")
-    package.__path__ = [str(Path(__file__).resolve().parent.parent)]
+    package.__path__ = [str(PACK)]
     sys.modules["in_graph_lora"] = package
+
+
+def code_digest() -> str:
+    """sha256 of what the pack runs: of two versions it differs."""
+    h = hashlib.sha256()
+    for folder in ("trainer", "nodes", "scripts"):
+        for path in sorted((PACK / folder).rglob("*.py")):
+            h.update(path.relative_to(PACK).as_posix().encode())
+            h.update(path.read_bytes())
+    return h.hexdigest()

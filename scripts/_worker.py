@@ -42,7 +42,7 @@ def main() -> None:
             run_job(Path(path), Path(comfyui), options, tell)
         else:
             content = read_json(Path(path))
-            run_graph(content["graph"], content["node"], Path(comfyui), options, tell, {})
+            run_graph(content["graph"], content["node"], Path(comfyui), options, tell)
     except (JobError, _comfyui.GraphError) as error:
         say(error=str(error))
         code = 1

@@ -7,7 +7,7 @@ A misspelt field is a TypeError; a value out of range is a `ConfigError` that na
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from .options.adapter import ADAPTER_FILE_NAMES, ADAPTER_INITS, ADAPTER_KINDS, AdapterConfig
@@ -140,6 +140,26 @@ class TrainConfig:
         if not self.epochs:
             return self.steps
         return -(-self.epochs * -(-samples // self.data.batch_size) // self.optimizer.accumulation)
+
+    def in_each_of(self, processes: int) -> TrainConfig:
+        """What one of so many processes has of it at most: they share each step's samples."""
+        own = -(-self.data.batch_size * self.optimizer.accumulation // processes)
+        batch = min(self.data.batch_size, own)
+        return replace(
+            self,
+            data=replace(self.data, batch_size=batch),
+            optimizer=replace(self.optimizer, accumulation=-(-own // batch)),
+        )
+
+    def check_shared(self, processes: int) -> None:
+        """Raises ConfigError where some of so many processes had nothing to do."""
+        size, accumulation = self.data.batch_size, self.optimizer.accumulation
+        demand(
+            size * accumulation >= processes,
+            f"{processes} processes share the {size * accumulation} pictures of a step (batch_size {size} ×"
+            f" accumulation {accumulation}), so some have nothing to do; raise batch_size to {processes} or"
+            " start fewer",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load
 
 from .adapters.lora_file import write_lora
 from .adapters.metadata import of_embedding, training_metadata
 from .config import AS_LOADED
-from .data.batches import MicroBatch, micro_batches
+from .data.batches import MicroBatch, micro_batches, shares
 from .data.prefetch import prefetched
 from .errors import StorageError
 from .events import CheckpointSaved, Notice, Phase, RunStarted, StepDone
@@ -45,6 +46,7 @@ class Leg:
         self.trained, self.objective, self.updater = trained, objective, updater
         self.config, self.state = session.config, session.state
         self.check_interrupt, self.ended = session.check_interrupt, session.ended
+        self.processes = session.processes
         self.saved = saved
         """The newest checkpoint of the run."""
 
@@ -68,6 +70,7 @@ class Leg:
                 leg.announce()
             else:
                 leg.restore(checkpoint)
+            leg.processes.spread(updater.parameters)
             try:
                 with explained_out_of_memory(config):
                     yield leg
@@ -88,15 +91,18 @@ class Leg:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        tensors = checkpoint.tensors()
+        tensors = load(self.processes.from_main(lambda: checkpoint.state.read_bytes()))
+        numbers = self.processes.told(lambda: checkpoint.numbers)
         self.trained.load_state_dict(tensors)
-        self.updater.load_state_dict(tensors, checkpoint.numbers)
+        self.updater.load_state_dict(tensors, numbers)
 
     def batches(self) -> Generator[MicroBatch]:
         """For ever, from the first one of the next step; to be closed."""
-        data, config = self.session.data, self.config
-        start = self.state.step * config.optimizer.accumulation
+        data, config, processes = self.session.data, self.config, self.processes
+        accumulation = config.optimizer.accumulation
+        start = self.state.step * accumulation
         order = micro_batches(data.samples, data.class_samples, config.data.batch_size, config.seed, start)
+        order = shares(order, accumulation, processes.rank, processes.size)
         return prefetched(order, self.check_interrupt)
 
     def evaluate(self) -> None:
@@ -134,7 +140,14 @@ class Leg:
         )
 
     def save(self) -> None:
-        """Write a checkpoint of the step that is reached."""
+        """A checkpoint of the step that is reached."""
+        self.processes.spread(self.updater.parameters)
+        if self.processes.main:
+            self._save()
+        else:
+            self.saved = Checkpoint.elsewhere(self.state.step)
+
+    def _save(self) -> None:
         with self.updater.weights_to_save():
             self._write_lora()
         tensors, numbers = self.updater.state_dict()
@@ -151,8 +164,10 @@ class Leg:
         reached = self.saved.step if self.saved else 0
         if not self.state.whole or step <= reached or isinstance(error, StorageError):
             return
+        if not self.processes.main:
+            return
         try:
-            self.save()
+            self._save()
             self.session.draw_curve()
         except Exception as failure:  # noqa: BLE001 - whatever it is, the first error is the one to tell
             reached = step_reached(self.session.folder.checkpoints)

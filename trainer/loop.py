@@ -13,6 +13,7 @@ import torch
 from .data.batches import MicroBatch
 from .errors import TrainingError
 from .objective import Objective, backward_batch
+from .processes import ALONE, Processes
 from .rng import stream
 from .updater import Updater
 
@@ -77,6 +78,7 @@ def _train(leg: Leg, batches: Iterator[MicroBatch], until: int) -> None:
             seed=config.seed,
             accumulation=config.optimizer.accumulation,
             check_interrupt=leg.check_interrupt,
+            processes=leg.processes,
         )
         state.advance(result)
         leg.log(result)
@@ -99,21 +101,24 @@ def train_step(
     seed: int,
     accumulation: int,
     check_interrupt: Callable[[], None],
+    processes: Processes = ALONE,
 ) -> StepResult:
     """Gradients of `accumulation` batches, and one update of the weights.
 
-    check_interrupt: called before each pass through the network; what it raises leaves the step.
+    check_interrupt: called before each pass through the network; what it raises leaves the step. processes:
+    between which the batches are split.
     """
     started = time.perf_counter()
     total = torch.zeros(())
     noise = stream(seed, "noise", state.step)
-    with objective.adapter.dropout_draws(seed, state.step):
+    with objective.adapter.dropout_draws(seed, state.step, processes.rank):
         for _ in range(accumulation):
             batch = next(batches)
             loss = backward_batch(
                 objective, batch, noise, scale=updater.scaled, check_interrupt=check_interrupt
             )
             total = total.to(loss.device) + loss / accumulation
+    total = processes.summed(total, updater.parameters)
     lr = updater.lr
     state.whole = False
     loss_value, norm, done = updater.step(total)

@@ -11,7 +11,8 @@ The loss of a batch is mean(instance) + w · prior, where prior is, by `PriorCon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from .adapters.inject import Adapter
 from .config import ObjectiveConfig, PriorConfig
-from .data.batches import CachedSample, MicroBatch, same_shape_groups
+from .data.batches import CachedSample, Elsewhere, MicroBatch, same_shape_groups
 from .embedding import Embedding
 from .loss import element_loss, huber_threshold, loss_weight, sample_loss
 from .noise import Noised, add_noise
@@ -32,6 +33,24 @@ ConditionOf = Callable[[CachedSample, bool], Conditioning]
 
 def cached_condition(sample: CachedSample, dropped: bool) -> Conditioning:
     return sample.empty if dropped else sample.conditioning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """What is random about a group, on the CPU."""
+
+    sigma: Tensor
+    noise: Tensor
+    input_noise: Tensor | None
+    dropped: Tensor
+
+    def of(self, places: Sequence[int]) -> Draws:
+        return Draws(
+            sigma=self.sigma[places],
+            noise=self.noise[places],
+            input_noise=None if self.input_noise is None else self.input_noise[places],
+            dropped=self.dropped[places],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,26 +77,36 @@ class Objective:
     condition_of: ConditionOf = cached_condition
     embedding: Embedding | None = None
 
-    def draw(self, group: Sequence[CachedSample], generator: torch.Generator) -> Drawn:
+    def draws(self, group: Sequence[CachedSample | Elsewhere], generator: torch.Generator) -> Draws:
         """All random draws of a group, on the CPU, in a fixed order."""
         config, process = self.config, self.denoiser.process
-        device = self.denoiser.device
-        x_0 = torch.stack([s.latent for s in group])
-        tokens = x_0[0, 0].numel() / process.tokens.patch**2
+        shape = (len(group), *group[0].bucket)
+        tokens = math.prod(shape[2:]) / process.tokens.patch**2
         sigma = draw_sigma(process, config, len(group), tokens, generator)
-        noise = torch.randn(x_0.shape, generator=generator)
+        noise = torch.randn(shape, generator=generator)
         if config.noise_offset:
-            shape = (*x_0.shape[:2], *[1] * (x_0.ndim - 2))
-            noise += config.noise_offset * torch.randn(shape, generator=generator)
+            channels = (*shape[:2], *[1] * (len(shape) - 2))
+            noise += config.noise_offset * torch.randn(channels, generator=generator)
         input_noise = None
         if config.input_perturbation:
-            input_noise = noise + config.input_perturbation * torch.randn(x_0.shape, generator=generator)
-            input_noise = input_noise.to(device)
-        dropped = [False] * len(group)
+            input_noise = noise + config.input_perturbation * torch.randn(shape, generator=generator)
+        dropped = torch.zeros(len(group), dtype=torch.bool)
         if config.caption_dropout:
-            dropped = (torch.rand(len(group), generator=generator) < config.caption_dropout).tolist()
+            dropped = torch.rand(len(group), generator=generator) < config.caption_dropout
+        return Draws(sigma=sigma, noise=noise, input_noise=input_noise, dropped=dropped)
+
+    def draw(self, group: Sequence[CachedSample], generator: torch.Generator) -> Drawn:
+        """The group with draws of its own."""
+        return self.with_draws(group, self.draws(group, generator))
+
+    def with_draws(self, group: Sequence[CachedSample], draws: Draws) -> Drawn:
+        config, process, sigma = self.config, self.denoiser.process, draws.sigma
+        device = self.denoiser.device
+        x_0 = torch.stack([s.latent for s in group])
+        input_noise = None if draws.input_noise is None else draws.input_noise.to(device)
         weight = loss_weight(config, process, sigma) * torch.tensor([s.weight for s in group])
-        noised = add_noise(process, x_0.to(device), noise.to(device), sigma.to(device), input_noise)
+        noised = add_noise(process, x_0.to(device), draws.noise.to(device), sigma.to(device), input_noise)
+        dropped = draws.dropped.tolist()
         conditioning = [self.condition_of(s, d) for s, d in zip(group, dropped, strict=True)]
         mask = self._mask(group, x_0, device)
         counts = self.denoiser.drawn(noised.x_t, conditioning)
@@ -133,7 +162,8 @@ def backward_batch(
 
     `scale` is applied to each part before its backward pass: 1/accumulation, and the GradScaler's factor.
     The gradient of a short batch counts by its share, so that no sample weighs more for being in one; the
-    loss that is returned is the mean all the same.
+    loss that is returned is the mean all the same. Where samples are elsewhere it is their processes' sum
+    that is the gradient and the loss.
     """
     prior, parts = objective.prior, []
 
@@ -141,20 +171,28 @@ def backward_batch(
         scale(loss * share).backward()
         parts.append(loss.detach())
 
-    for group in same_shape_groups(batch.samples):
-        check_interrupt()
-        drawn = objective.draw(group, generator)
+    def here(
+        samples: Sequence[CachedSample | Elsewhere],
+    ) -> Iterator[tuple[list[CachedSample], Drawn]]:
+        for group in same_shape_groups(samples):
+            check_interrupt()
+            draws = objective.draws(group, generator)
+            own = [s for s in group if isinstance(s, CachedSample)]
+            if len(own) < len(group):
+                draws = draws.of([i for i, s in enumerate(group) if isinstance(s, CachedSample)])
+            if own:
+                yield own, objective.with_draws(own, draws)
+
+    for group, drawn in here(batch.samples):
         backward(objective.loss(drawn).sum() / len(batch.samples), batch.share)
         if prior.preserves_output:
             check_interrupt()
             preserved = objective.preservation_loss(drawn, group).sum() / len(batch.samples)
             backward(prior.weight * preserved, batch.share)
-    for group in same_shape_groups(batch.class_samples):
-        check_interrupt()
-        drawn = objective.draw(group, generator)
+    for _, drawn in here(batch.class_samples):
         target = None
         if prior.method == "class_images_base_target":
             target = objective.base_prediction(drawn.noised, drawn.conditioning)
         kept = objective.loss(drawn, target).sum() / len(batch.class_samples)
         backward(prior.weight * kept, batch.class_share)
-    return torch.stack(parts).sum()
+    return torch.stack(parts).sum() if parts else torch.zeros((), device=objective.denoiser.device)

@@ -7,6 +7,7 @@ two legs the model is given back, so that ComfyUI's own sampler can draw preview
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 
 from .adapters.lora_file import read_lora
 from .adapters.start import StartingLora
-from .config import BY_JUDGE, TrainConfig
+from .config import BY_JUDGE, TrainConfig, ValidationConfig
 from .data.cache import TrainingData
 from .data.stored import SampleLost
 from .errors import LoraFileError, StorageError, shortened
@@ -25,6 +26,7 @@ from .loop import TrainState, train
 from .memory.fallback import Fallback, give_back
 from .memory.report import Plan, levers
 from .ports import Lend, Sampler
+from .processes import ALONE, Processes
 from .runs import steps as step_names
 from .runs.checkpoints import Checkpoint, forget, lora_path, newest, strangers
 from .runs.folder import RunFolder
@@ -33,7 +35,7 @@ from .runs.judged import JudgedSteps, Judging
 from .runs.placing import Places
 from .runs.previews import Previews
 from .runs.record import Finished, Record
-from .runs.result import Result
+from .runs.result import Result, shared_result
 from .runs.tensorboard import Board
 from .runs.validation import Validation
 from .trained import FileNames
@@ -74,6 +76,7 @@ def train_lora(
     sampler: Sampler | None = None,
     judging: Judging | None = None,
     plan: Plan | None = None,
+    processes: Processes = ALONE,
 ) -> Result:
     """Train, save `<name>.safetensors` in its places and keep the run's record below `runs`.
 
@@ -81,16 +84,18 @@ def train_lora(
     go on from. folder: a run that was stopped, to go on with. sampler: draws the previews. judging: looks at
     them. plan: by which the next levers are found with fit auto. When a leg is left by an exception or an
     interrupt, a checkpoint is written first; a requested stop ends the run in order, with what there is.
+    processes: that share the run; all but the main one are given no folder, and write nothing.
     """
     resumed = folder is not None
     if folder is not None and is_in_use(folder.path):
         raise StorageError(
             f"run {folder.path.name} is being trained by another process; wait for its end, or choose new run"
         )
-    if folder is None:
+    if folder is None and processes.main:
         record = Record(key=destination.key, dataset=destination.dataset)
         folder = RunFolder.create(destination.runs, config, record)
-    session = Session(
+    path = Path(processes.told(lambda: str(folder.path) if folder else ""))
+    session = (Session if processes.main else Following)(
         lend=lend,
         data=data,
         config=config,
@@ -100,14 +105,15 @@ def train_lora(
         check_interrupt=check_interrupt,
         stop_requested=stop_requested,
         start=start,
-        folder=folder,
+        folder=folder or RunFolder(path),
         sampler=sampler,
         judging=judging,
         plan=plan,
+        processes=processes,
     )
-    with in_use(folder.path):
-        checkpoint = session.go_on() if resumed else None
-        emit(RunOpened(path=folder.path, step=session.state.step, steps=steps))
+    with in_use(path) if processes.main else nullcontext():
+        checkpoint = session.begin(resumed=resumed)
+        emit(RunOpened(path=path, step=session.state.step, steps=steps))
         return session.run(checkpoint)
 
 
@@ -130,10 +136,11 @@ class Session:
         sampler: Sampler | None,
         judging: Judging | None,
         plan: Plan | None,
+        processes: Processes,
     ) -> None:
         self.lend, self.data, self.config, self.destination = lend, data, config, destination
         self.show, self.check_interrupt, self.stop_requested = show, check_interrupt, stop_requested
-        self.start, self.folder = start, folder
+        self.start, self.folder, self.processes = start, folder, processes
         self.steps = steps
         self.state = TrainState()
         self._lost_at: list[int] = []
@@ -145,10 +152,18 @@ class Session:
         self.judged = JudgedSteps(config, judging, self.previews, folder, self.emit, check_interrupt)
         self.board = Board(folder.path, show)
 
+    def begin(self, *, resumed: bool) -> Checkpoint | None:
+        """What to go on from, where there is something; said to all processes."""
+        checkpoint = self.go_on() if resumed else None
+        state = self.state
+        self.processes.told(lambda: (checkpoint is not None, state.step, state.losses))
+        return checkpoint
+
     def run(self, checkpoint: Checkpoint | None) -> Result:
         """checkpoint: what to go on from."""
         state = self.state
-        self.board.open(state.step)
+        if self.processes.main:
+            self.board.open(state.step)
         try:
             self._preview()
             while checkpoint is None or (state.step < self.steps and not self.ended()):
@@ -192,7 +207,7 @@ class Session:
 
     def _go_on_leaner(self, error: torch.OutOfMemoryError) -> Checkpoint | None:
         """From the last state, with the next levers. Raises the error when there are none."""
-        memory = self.fallback.next(self.config.memory)
+        memory = None if self.processes.size > 1 else self.fallback.next(self.config.memory)
         if memory is None:
             raise error
         give_back(error)
@@ -204,6 +219,11 @@ class Session:
         """From the last state, when what is gone from the cache is encoded again."""
         step = self.state.step + 1
         self._lost_at.append(step)
+        if self.processes.size > 1:
+            raise StorageError(
+                f"what step {step} needs is gone from the cache or was altered; start the same command again,"
+                " and it is encoded anew"
+            ) from lost
         if self.data.restore is None or self._lost_at.count(step) > MOST_LOST:
             raise StorageError(
                 f"the cache loses what step {step} needs as fast as it is encoded; let nothing delete its"
@@ -225,7 +245,7 @@ class Session:
 
     def ended(self) -> bool:
         """Whether the run is to end before its last step."""
-        return self.stop_requested() or self.best.exhausted
+        return self.processes.any(self.stop_requested() or self.best.exhausted)
 
     @property
     def best(self) -> Validation | JudgedSteps:
@@ -289,4 +309,26 @@ class Session:
         elif stopped:
             self.emit(Notice(message=f"stopped at step {state.step}; run again to go on from there"))
         path, embedding = places.result(config, name), places.embedding(config, name)
-        return Result.of(folder, source, path, embedding, state.losses, stopped=stopped)
+        return shared_result(
+            self.processes, Result.of(folder, source, path, embedding, state.losses, stopped=stopped)
+        )
+
+
+class Following(Session):
+    """In a process that is not the main one: where that reads, writes or draws, this one waits."""
+
+    def begin(self, *, resumed: bool) -> Checkpoint | None:
+        del resumed
+        there, step, losses = self.processes.told(lambda: (False, 0, []))
+        self.state.step, self.state.losses = step, losses
+        self.validation = Validation(ValidationConfig(), self.steps)  # never due
+        return Checkpoint.elsewhere(step) if there else None
+
+    def emit(self, event: Event) -> None:
+        self.show(event)
+
+    def _preview(self) -> None:
+        pass
+
+    def _finish(self) -> Result:
+        return shared_result(self.processes, None)

@@ -12,6 +12,7 @@ from in_graph_lora.trainer.data.batches import (
     epoch_batches,
     micro_batches,
     same_shape_groups,
+    shares,
 )
 
 
@@ -88,3 +89,31 @@ def test_the_class_has_an_order_of_its_own_and_not_that_of_another_seed():
     for seed in range(20):
         pictures = [b[0].key for b in islice(batches(many, 1, seed), 12)]
         assert classes != pictures
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_processes_share_each_step_without_overlap_in_the_order_of_one(size, accumulation):
+    samples = _samples(8, 8, 8, 16, 16, 24, 8)
+    of_class = _samples(8, 16, 8)
+
+    def order():
+        return micro_batches(samples, of_class, 3, seed=1)
+
+    steps = 6 * accumulation
+    straight = [batch.load() for batch in islice(order(), steps)]
+    parts = [
+        [batch.load() for batch in islice(shares(order(), accumulation, rank, size), steps)]
+        for rank in range(size)
+    ]
+    counts = [[0] * size for _ in range(6)]
+    for n, whole in enumerate(straight):
+        for which in ("samples", "class_samples"):
+            own = [getattr(part[n], which) for part in parts]
+            for i, sample in enumerate(getattr(whole, which)):
+                here = [rank for rank in range(size) if own[rank][i] is sample]
+                assert len(here) == 1, "each is trained once"
+                assert all(others[i].bucket == sample.bucket for others in own)
+                counts[n // accumulation][here[0]] += which == "samples"
+        assert {(p[n].share, p[n].class_share) for p in parts} == {(whole.share, whole.class_share)}
+    assert all(max(step) - min(step) <= 1 for step in counts)

@@ -89,13 +89,17 @@ class Adapter:
                 layer._disable_adapters = not on  # type: ignore[assignment]
 
     @contextmanager
-    def dropout_draws(self, seed: int, step: int) -> Iterator[None]:
-        """Within the block dropout draws from (seed, step) alone, so that a resumed run drops the same."""
+    def dropout_draws(self, seed: int, step: int, process: int = 0) -> Iterator[None]:
+        """Within the block dropout draws from these alone, so that a resumed run drops the same.
+
+        process: each has samples of its own.
+        """
         if not self.config.dropout:
             yield
             return
         with torch.random.fork_rng():
-            torch.manual_seed(stream(seed, "dropout", step).initial_seed())
+            purpose = f"dropout in process {process}" if process else "dropout"
+            torch.manual_seed(stream(seed, purpose, step).initial_seed())
             yield
 
     @contextmanager

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -87,12 +87,19 @@ class CachedSample:
         return self
 
 
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A sample that another process trains; its draws are made here too, so that they are the same in all."""
+
+    bucket: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """What one backward pass learns from."""
 
-    samples: Sequence[CachedSample]
-    class_samples: Sequence[CachedSample] = ()
+    samples: Sequence[CachedSample | Elsewhere]
+    class_samples: Sequence[CachedSample | Elsewhere] = ()
     share: float = 1.0
     """Samples in it, by those in a full batch: what its mean weighs."""
     class_share: float = 1.0
@@ -109,6 +116,8 @@ class BatchToLoad:
     seed: int
     number: int
     """Since the start of the run."""
+    own: Container[int] | None = None
+    """Places of the samples that this process trains; None is all. Class samples come behind the others."""
 
     def load(self) -> MicroBatch:
         return MicroBatch(
@@ -118,8 +127,13 @@ class BatchToLoad:
             self.class_share,
         )
 
-    def _loaded(self, samples: Sequence[Sample], first: int) -> list[CachedSample]:
-        return [s.load(Showing(self.seed, self.number, i)) for i, s in enumerate(samples, first)]
+    def _loaded(self, samples: Sequence[Sample], first: int) -> list[CachedSample | Elsewhere]:
+        return [
+            s.load(Showing(self.seed, self.number, i))
+            if self.own is None or i in self.own
+            else Elsewhere(s.bucket)
+            for i, s in enumerate(samples, first)
+        ]
 
 
 def epoch_batches(
@@ -179,9 +193,35 @@ def micro_batches(
         )
 
 
-def same_shape_groups(batch: Sequence[CachedSample]) -> list[list[CachedSample]]:
+def shares(order: Iterator[BatchToLoad], accumulation: int, rank: int, size: int) -> Iterator[BatchToLoad]:
+    """The same batches, of which each of `size` processes loads its part: of a step's samples, and of its
+    class samples, as many as any other, give or take one. Those of one shape stay together."""
+    while step := list(itertools.islice(order, accumulation)):
+        own: list[set[int]] = [set() for _ in step]
+        for which in (_places(step, of_class=False), _places(step, of_class=True)):
+            for number, place in which[rank * len(which) // size : (rank + 1) * len(which) // size]:
+                own[number].add(place)
+        yield from (replace(batch, own=mine) for batch, mine in zip(step, own, strict=True))
+
+
+def _places(step: Sequence[BatchToLoad], *, of_class: bool) -> list[tuple[int, int]]:
+    """(batch, place in it) of a step's samples."""
+    out = []
+    for number, batch in enumerate(step):
+        samples = batch.class_samples if of_class else batch.samples
+        first = len(batch.samples) if of_class else 0
+        buckets = list(dict.fromkeys(s.bucket for s in samples))
+        places = sorted(range(len(samples)), key=lambda i: buckets.index(samples[i].bucket))
+        out += [(number, first + i) for i in places]
+    return out
+
+
+G = TypeVar("G", CachedSample, CachedSample | Elsewhere)
+
+
+def same_shape_groups(batch: Sequence[G]) -> list[list[G]]:
     """The batch, split into parts that can go through the network together."""
-    groups: defaultdict[tuple[int, ...], list[CachedSample]] = defaultdict(list)
+    groups: defaultdict[tuple[int, ...], list[G]] = defaultdict(list)
     for sample in batch:
         groups[sample.bucket].append(sample)
     return list(groups.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -14,6 +15,7 @@ from ..data.records import Dataset, ImageRecord
 from ..events import Emit, Notice, Phase
 from ..files import write_image
 from ..pictures.drawing import to_pil
+from ..processes import ALONE, Processes
 from . import paths
 from .progress import check_interrupt
 from .sample import SampleSettings, encode_prompt, sample_image
@@ -31,6 +33,7 @@ def with_class_images(
     vae: VAE,
     models: Sequence[str],
     emit: Emit,
+    processes: Processes = ALONE,
 ) -> Dataset:
     """The dataset with at least `prior.class_images` pictures of the class, if there is a class prompt.
 
@@ -59,14 +62,24 @@ def with_class_images(
     folder = paths.class_images_directory() / key[:16]
     positive, negative = encode_prompt(clip, prior.class_prompt), encode_prompt(clip, "")
     made, records = 0, []
-    for seed in range(missing):
+
+    def picture(seed: int) -> Path:
+        nonlocal made
         check_interrupt()
         path = folder / f"{seed:05d}.png"
         if not path.exists():
             emit(Phase(name="generating class pictures", done=seed, total=missing))
-            picture: Image.Image = to_pil(sample_image(model, vae, positive, negative, seed, settings))
-            write_image(path, picture)
+            drawn: Image.Image = to_pil(sample_image(model, vae, positive, negative, seed, settings))
+            write_image(path, drawn)
             made += 1
+        return path
+
+    for seeds in processes.share(range(missing)):
+        for seed in seeds:
+            picture(seed)
+        processes.wait()
+    for seed in range(missing):
+        path = picture(seed)
         size, digest = inspect_image(path)
         records.append(
             ImageRecord(path=path, caption=prior.class_prompt, size=size, digest=digest, role="class")

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import comfy.model_management as mm
 import torch
 
-from ..config import TrainConfig
+from ..config import MemoryConfig, TrainConfig
 from ..data.cache import SampleCache, cut_to_fit
 from ..data.records import Dataset
 from ..errors import ConfigError, TrainingError
 from ..events import Emit, Notice
 from ..memory.report import Plan
+from ..processes import Interrupted, Processes
 from ..runs.finding import find_run, finished, run_key
 from ..runs.judged import Judging
 from ..runs.placing import Places
-from ..runs.result import Result
+from ..runs.result import Result, shared_result
 from ..session import Destination, train_lora
 from . import lora, paths
 from .active import paused
@@ -61,7 +63,42 @@ def train_on_loaded(
     `new_run` starts again. judge: of the previews, the one that config.validation names. origin: the graph
     that asks; the run's folder gets a job. clip_vision: for networks that take what it sees in a start
     picture. All models come back unchanged, however it ends. ComfyUI's interrupt is raised as it is.
+
+    In the processes that `processes.join` has brought together it has to be called in all of them, and each
+    gets the result; paths are those of the main one.
     """
+    processes = Processes.current()
+    try:
+        with processes.together():
+            return _trained(
+                *(model, clip, vae, dataset, config, emit, processes),
+                new_run=new_run,
+                stop_requested=stop_requested,
+                origin=origin,
+                judge=judge,
+                clip_vision=clip_vision,
+            )
+    except Interrupted:
+        mm.interrupt_current_processing()
+        check_interrupt()
+        raise
+
+
+def _trained(
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    dataset: Dataset,
+    config: TrainConfig,
+    emit: Emit,
+    processes: Processes,
+    *,
+    new_run: bool,
+    stop_requested: Callable[[], bool],
+    origin: Origin | None,
+    judge: ClipVisionJudge | FolderJudge | None,
+    clip_vision: ClipVisionModel | None,
+) -> Result:
     if config.validation.judge and judge is None:
         raise ConfigError(
             f"these settings have the previews judged by {config.validation.judge}, and no judge is there;"
@@ -70,21 +107,27 @@ def train_on_loaded(
     job = checked(model, clip, vae, dataset, config, emit, clip_vision, judge)
     prints = job.prints
     if origin:
-        emit = origin.kept(job_of(origin, config, dataset, job.models), emit)
-    dataset = with_class_images(job.dataset, config.prior, model, clip, vae, prints, emit)
+        own = job_of(origin, config, dataset, job.models)
+        emit = origin.kept(own, emit) if processes.main else emit
+    dataset = with_class_images(job.dataset, config.prior, model, clip, vae, prints, emit, processes)
     steps = job.steps
     dataset, config = cut_to_fit(dataset, job.config, job.texts, emit)
     digest, runs = dataset.digest, paths.runs_directory(config.name)
     places = Places(loras=paths.lora_directory(), embeddings=paths.embedding_directory())
     key = run_key(config, dataset, prints)
-    folder = None if new_run else find_run(runs, key, config, digest, steps, emit)
-    if folder is not None and (done := finished(folder, config, steps, places)):
-        emit(
-            Notice(
-                message=f"{done.path.name} is finished already and was loaded; choose new run to train again"
+    processes.check_same({**job.models, "dataset": digest, "settings": json.dumps(config.to_dict())})
+    config.check_shared(processes.size)
+    folder = find_run(runs, key, config, digest, steps, emit) if processes.main and not new_run else None
+    done = finished(folder, config, steps, places) if folder else None
+    if processes.any(done is not None):
+        if done is not None:
+            emit(
+                Notice(
+                    message=f"{done.path.name} is finished already and was loaded; choose new run to train"
+                    " again"
+                )
             )
-        )
-        return done
+        return shared_result(processes, done)
     if folder is not None and (so_far := paused(folder.path)):
         emit(Notice(message=f"paused at step {len(so_far.losses)}; press Continue on Train LoRA to go on"))
         return so_far
@@ -111,21 +154,28 @@ def train_on_loaded(
             check_interrupt=check_interrupt,
             store=store,
         )
-        plan, memory = plan_run(
-            model,
-            cache.condition,
-            vae,
-            clip,
-            dataset,
-            config,
-            prints,
-            job.lend,
-            emit,
-            choices=job.choices,
-            start=job.start,
-            folder=folder,
-        )
+        plan, memory = None, config.memory
+        if processes.main:
+            plan, memory = plan_run(
+                model,
+                cache.condition,
+                vae,
+                clip,
+                dataset,
+                config.in_each_of(processes.size),
+                prints,
+                job.lend,
+                emit,
+                choices=job.choices,
+                start=job.start,
+                folder=folder,
+            )
+        memory = MemoryConfig(**processes.told(lambda: asdict(memory)))
         config = replace(config, memory=memory)
+        for records in processes.share(dataset.records):
+            if records:
+                cache.build(dataset.with_records(records), config, train_text=config.encodes_each_step)
+            processes.wait()
         data = cache.build(dataset, config, train_text=config.encodes_each_step)
         try:
             return train_lora(
@@ -142,6 +192,7 @@ def train_on_loaded(
                 sampler=PreviewSampler(model, clip, vae, config.preview, dataset, job.choices),
                 judging=judging,
                 plan=plan,
+                processes=processes,
             )
         finally:
             mm.soft_empty_cache()

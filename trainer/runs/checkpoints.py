@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from ..config import SaveConfig
@@ -39,8 +39,10 @@ class Checkpoint:
     state: Path
     numbers: Mapping[str, Any]
 
-    def tensors(self) -> dict[str, Tensor]:
-        return load(self.state.read_bytes())
+    @classmethod
+    def elsewhere(cls, step: int) -> Checkpoint:
+        """That another process has on its disk."""
+        return cls(step=step, lora=Path(), state=Path(), numbers={})
 
 
 def lora_path(folder: Path, step: int) -> Path:
