@@ -133,6 +133,7 @@ def test_checkpoints_of_a_run_are_judged_by_a_vision_model(loaded, dataset, outp
     assert report["references_unseen"] is True
     assert "**Best: step" in text
     assert grid.shape[2] > 3 * 64
+    assert paths.runs().detail(run_name())["best"] == best["step"]
     page = next(output.rglob("report.html")).read_text(encoding="utf-8")
     assert page.count("data:image/jpeg") == 6 * 3
 
