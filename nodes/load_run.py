@@ -40,8 +40,8 @@ class LoadRun(io.ComfyNode):
                     default=0,
                     min=-1,
                     max=1_000_000,
-                    tooltip="The checkpoint's step. 0: the newest. -1: the best by Evaluate LoRA, or else as Train"
-                    " Preview decided.",
+                    tooltip="The checkpoint's step. 0: the newest. -1: the best by Evaluate LoRA, or else as"
+                    " Train Preview decided.",
                 ),
             ],
             outputs=[

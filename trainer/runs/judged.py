@@ -1,8 +1,8 @@
 """Which step of a run is best, by a judge of its sample pictures and the rule of Evaluate LoRA.
 
 It goes by the pictures on disk and what the log says of those that were judged, so a run that was stopped and
-goes on comes to the same choice. They are looked at between two legs, when the model is given back: a judge is
-never beside a training in memory.
+goes on comes to the same choice. They are looked at between two legs, when the model is given back: a judge
+is never beside a training in memory.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class JudgedSteps:
         if 0 not in drawn:
             return
         if not self.found:  # of a run that goes on
-            self.found = self._folder.log.judged(seen_by(self._config))
+            self.found = {**self._folder.log.judged(seen_by(self._config))}
         self.found = {step: own for step, own in self.found.items() if step in drawn}
         for step in drawn:
             if step not in self.found:
