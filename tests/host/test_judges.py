@@ -66,7 +66,7 @@ FILES = {
 
 
 def from_file(kind: str, folder: Path, seed: int = 0) -> Any:
-    """As Load CLIP Vision gives it, from a file with the layers of CLIP-L, DINOv2-L or DINOv3-H, but narrow."""
+    """As Load CLIP Vision gives it, of a file with the layers of CLIP-L, DINOv2-L or DINOv3-H, but narrow."""
     whole = comfy.clip_vision.ClipVisionModel
     narrow = {**SMALL, **KINDS[kind], **FILES[kind]}
     made = whole({**narrow, "model_type": kind})

@@ -35,7 +35,7 @@ class PastRun:
 
 
 def load_past_run(folder: RunFolder, step: int) -> PastRun:
-    """step: NEWEST, BEST (by the newest report of Evaluate LoRA, or by what decided in the run) or a step that
+    """step: NEWEST, BEST (by the newest report of Evaluate LoRA or what decided in the run) or a step that
     has a LoRA file.
 
     Raises ConfigError that names the steps there are, LoraFileError for a file that cannot be read.
