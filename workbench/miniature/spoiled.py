@@ -4,7 +4,7 @@
 
 writes FOLDER/<name>.safetensors, the pictures that each LoRA draws, FOLDER/<name>/00.png, …, and its held-out
 loss, FOLDER/<name>.json; FOLDER/unrelated/<name>/ has the pictures for the inception score. What is there is
-passed over. Some twenty minutes on one core.
+passed over. Some fifteen minutes on one core.
 """
 
 from __future__ import annotations
