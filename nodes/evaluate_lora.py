@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ..trainer.config import EDIT_NODES
 from ..trainer.errors import ConfigError, StorageError
 from ..trainer.host.paths import lora_path, output_image, run_path, runs
 from ..trainer.host.progress import NodeProgress, files_changed
@@ -213,6 +214,19 @@ class EvaluateLoRA(io.ComfyNode):
                     tooltip="A transformers image classifier, for the inception score (IS); needs 2,000"
                     " pictures.",
                 ),
+                io.ClipVision.Input(
+                    "start_clip_vision",
+                    optional=True,
+                    tooltip="As clip_vision of Train LoRA, for the held-out loss of image-to-video models.",
+                ),
+                io.Combo.Input(
+                    "edit_node",
+                    options=list(EDIT_NODES),
+                    default=EDIT_NODES[0],
+                    advanced=True,
+                    optional=True,
+                    tooltip="As on Train LoRA, for the held-out loss of edit models. A run or file knows.",
+                ),
             ],
             outputs=[
                 LoraModel.Output(display_name="best_lora", tooltip="Of the best step."),
@@ -270,13 +284,15 @@ class EvaluateLoRA(io.ComfyNode):
         question_clip: Any = None,
         questions: str = "",
         classifier_folder: str = "",
+        start_clip_vision: Any = None,
+        edit_node: str = EDIT_NODES[0],
     ) -> io.NodeOutput:
         from ..trainer.evidence.choice import Bounds
         from ..trainer.evidence.questions import parse
         from ..trainer.evidence.shots import Kind, shots
         from ..trainer.host.answers import ClipAnswerer
         from ..trainer.host.evidence import Question, evaluate
-        from ..trainer.host.evidence_files import chosen_loras, with_held_out, write
+        from ..trainer.host.evidence_files import chosen_loras, trained_with, write
         from ..trainer.host.judges import FolderClassifier, judge_of
         from ..trainer.pictures.comparison import parse_strengths
         from ..trainer.pictures.drawing import to_pil
@@ -299,7 +315,9 @@ class EvaluateLoRA(io.ComfyNode):
             ),
             loras=chosen_loras(lora, folder, checkpoints, lines(lora_files)),
             strengths=parse_strengths(strengths),
-            dataset=with_held_out(dataset, folder, held_out),
+            dataset=dataset,
+            trained=trained_with(folder, lines(lora_files), held_out, edit_node),
+            start_vision=start_clip_vision,
             references=[to_pil(image[None]) for image in references] if references is not None else [],
             bounds=Bounds(drift=max_drift, copies=max_copies),
             most=max_pictures,

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..trainer.errors import StorageError
 from ..trainer.host.paths import output_image, runs
 from ..trainer.runs.checkpoints import loras
+from ..trainer.runs.evaluated import best_evaluated
 from .sockets import CATEGORY, LoraModel, LossMap
 
 
@@ -39,7 +40,8 @@ class LoadRun(io.ComfyNode):
                     default=0,
                     min=-1,
                     max=1_000_000,
-                    tooltip="The checkpoint's step. 0: the newest. -1: the best, as Train Preview decided.",
+                    tooltip="The checkpoint's step. 0: the newest. -1: the best by Evaluate LoRA, or else as"
+                    " Train Preview decided.",
                 ),
             ],
             outputs=[
@@ -65,7 +67,8 @@ class LoadRun(io.ComfyNode):
             folder = runs().folder(run)
         except StorageError:
             return run
-        return f"{run} {step} {list(loras(folder.checkpoints))} {folder.config().get('validation')}"
+        there = list(loras(folder.checkpoints))
+        return f"{run} {step} {there} {folder.config().get('validation')} {best_evaluated(folder, there)}"
 
     @classmethod
     def execute(cls, run: str, step: int) -> io.NodeOutput:

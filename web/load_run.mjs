@@ -49,7 +49,7 @@ export function loadRunView(/** @type {import("./view.mjs").Host} */ host) {
       steps.replaceChildren();
       return;
     }
-    const { id, checkpoints, best: judged } = detail;
+    const { id, checkpoints, best: judged, evaluated } = detail;
     said.textContent = about(detail);
     curve.replaceChildren(curveOf(detail, { width: 320, height: 56 }));
     const best = bestOf(detail);
@@ -65,7 +65,7 @@ export function loadRunView(/** @type {import("./view.mjs").Host} */ host) {
             role: "option",
             "data-step": String(step),
             title: star
-              ? t(step === judged ? word("Load step {step}, the best by the judge. Double-click for its pictures.") : word("Load step {step}, the lowest held-out loss. Double-click for its pictures."), { step })
+              ? t(whyBest(step === judged, evaluated), { step })
               : t("Load step {step}. Double-click for its pictures.", { step }),
             onclick: () => host.set("step", step),
             ondblclick: () => openStep(checkpoint),
@@ -77,6 +77,13 @@ export function loadRunView(/** @type {import("./view.mjs").Host} */ host) {
       }),
     );
     mark();
+  }
+
+  function whyBest(/** @type {boolean} */ decided, /** @type {boolean | undefined} */ evaluated) {
+    if (!decided) return word("Load step {step}, the lowest held-out loss. Double-click for its pictures.");
+    return evaluated
+      ? word("Load step {step}, the best by Evaluate LoRA. Double-click for its pictures.")
+      : word("Load step {step}, the best by the judge. Double-click for its pictures.");
   }
 
   function openStep({ step, pictures }) {

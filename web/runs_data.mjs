@@ -9,7 +9,7 @@ import { t, word } from "./words.mjs";
  *   picture: string | null, bytes: number}} Summary
  * @typedef {{step: number, held_out?: number | null, pictures: string[]}} Checkpoint
  * @typedef {Summary & {config: Record<string, any>, prompts: string[], before: string[],
- *   curve: {loss: Point[], held_out: Point[]}, checkpoints: Checkpoint[], best?: number | null,
+ *   curve: {loss: Point[], held_out: Point[]}, checkpoints: Checkpoint[], best?: number | null, evaluated?: boolean,
  *   widgets: {nodes: Record<string, Record<string, any>>, left: string[]}}} Detail
  */
 
@@ -56,7 +56,7 @@ export function pictureOf(/** @type {string} */ id, /** @type {string} */ file) 
   return viewRoute({ filename: file, subfolder: `in-graph-lora/${id}/previews`, type: "output" });
 }
 
-/** The checkpoint that the judge found best, or else that with the lowest held-out loss; null when neither is known. */
+/** The checkpoint that Evaluate LoRA or the judge found best, or else that with the lowest held-out loss; null when neither is known. */
 export function bestOf(/** @type {Pick<Detail, "checkpoints" | "best">} */ { checkpoints, best }) {
   const judged = checkpoints.find((c) => c.step === best);
   if (judged) return judged;

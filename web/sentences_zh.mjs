@@ -276,7 +276,7 @@ export const SENTENCES = [
   ["{} takes control pictures of clips only; not used of {}", "{0} 只使用视频的控制图；以下的不使用：{1}"],
   ["{} is made to be told what a CLIP vision model sees in the start picture; it is trained without, for clip_vision is not connected (Train LoRA)", "{0} 应得到 CLIP 视觉模型对起始图片的描述；由于“训练 LoRA”没有连接 CLIP 视觉，训练时没有它"],
   ["{} draws clips from a start picture, and previews are still pictures without; raise frames (Train Preview)", "{0} 从起始图片开始生成视频，而预览是没有起始图片的静态图片；请在“训练预览”中增加帧数"],
-  ["{} takes no CLIP vision; clip_vision is not used", "{0} 不使用 CLIP 视觉；已连接的 CLIP 视觉不起作用"],
+  ["{} takes no CLIP vision; {} is not used", "{0} 不使用 CLIP 视觉；{1} 不起作用"],
   ["edit_node {} is not used: {} is no edit model that it is for", "编辑节点 {0} 不起作用：{1} 不是它所适用的编辑模型"],
   ["{} draws clips from a start picture; connect one to control, and set frames to a clip's", "{0} 从起始图片开始生成视频；请把图片连接到控制图，并把帧数设为视频的帧数"],
   ["frames is 1, and a start picture is the first frame of a clip; raise frames", "帧数为 1，而起始图片是视频的第一帧；请增加帧数"],

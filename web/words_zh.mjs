@@ -37,6 +37,7 @@ export const WORDS = {
   "Choose a run…": "选择训练…",
   "this run is not there any more": "该训练已不存在",
   "no run yet: Train LoRA makes one": "还没有训练记录：用“训练 LoRA”训练一次",
+  "Load step {step}, the best by Evaluate LoRA. Double-click for its pictures.": "载入第 {step} 步（“评估 LoRA”认为最佳）。双击查看图片。",
   "Load step {step}, the best by the judge. Double-click for its pictures.": "载入第 {step} 步（评判模型认为最佳）。双击查看图片。",
   "Load step {step}, the lowest held-out loss. Double-click for its pictures.": "载入第 {step} 步（留出损失最低）。双击查看图片。",
   "Load step {step}. Double-click for its pictures.": "载入第 {step} 步。双击查看图片。",

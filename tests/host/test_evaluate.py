@@ -27,7 +27,7 @@ from in_graph_lora.trainer.runs.result import Result
 
 from .loaded import Loaded, train, weight_hash, write_pictures
 from .test_captioning import qwen, small_vision  # noqa: F401 (fixtures)
-from .test_judges import clip_vision, vit
+from .test_judges import clip_vision, from_file, vit
 
 HELD_OUT, STEPS = 2, 4
 PROMPTS = {"prompts": "aawxbc figurine", "class_prompts": "a figurine", "unrelated_prompts": "a lake"}
@@ -106,12 +106,12 @@ def last_report(output: Path) -> dict[str, Any]:
     return json.loads(newest.read_text(encoding="utf-8"))
 
 
-def test_checkpoints_of_a_run_are_judged_by_a_vision_model(loaded, dataset, output, pictures):
+def test_checkpoints_of_a_run_are_judged_by_a_vision_model(loaded, dataset, output, pictures, tmp_path):
     lora, strength, grid, text = evaluate(
         loaded,
         run=run_name(),
         dataset=dataset,
-        clip_vision=clip_vision("dinov3"),
+        clip_vision=from_file("dinov3", tmp_path),
         strengths="0.5, 1",
         checkpoints=1,
     )
@@ -133,6 +133,7 @@ def test_checkpoints_of_a_run_are_judged_by_a_vision_model(loaded, dataset, outp
     assert report["references_unseen"] is True
     assert "**Best: step" in text
     assert grid.shape[2] > 3 * 64
+    assert paths.runs().detail(run_name())["best"] == best["step"]
     page = next(output.rglob("report.html")).read_text(encoding="utf-8")
     assert page.count("data:image/jpeg") == 6 * 3
 

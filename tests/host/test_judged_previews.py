@@ -184,11 +184,24 @@ def test_a_run_that_was_stopped_comes_to_the_same_choice(loaded, straight, datas
     whole, events, _ = straight
     with pytest.raises(Stop):
         run(loaded, dataset, stop_at=3, name="stopped")
-    resumed, more = run(loaded, dataset, new_run=False, name="stopped")
+    judge = Seer()
+    resumed, more = run(loaded, dataset, judge, new_run=False, name="stopped")
     assert [event.step for event in of(more, StepDone)] == [4]
     assert same(whole.lora, resumed.lora)
     assert kept_step(resumed) == kept_step(whole)
     assert judged(more) == {step: own for step, own in judged(events).items() if step > 2}, "bit for bit"
+    assert len(judge.in_training) == 1 + 2 + 2, "the base, references and training pictures, steps 3 and 4"
+
+
+def test_a_judge_that_stops_working_does_not_end_a_run_that_goes_on(loaded, dataset):
+    with pytest.raises(Stop):
+        run(loaded, dataset, stop_at=3, name="later")
+    judge = Seer()
+    judge.broken = dict.fromkeys(range(1, 99), float("nan"))
+    resumed, more = run(loaded, dataset, judge, new_run=False, name="later")
+    assert [event.step for event in of(more, StepDone)] == [4]
+    assert sum("could not be judged" in text for text in notices(more)) == 2, "steps 3 and 4, once each"
+    assert kept_step(resumed) in (1, 2)
 
 
 def test_another_bound_chooses_anew_and_trains_nothing(loaded, straight, dataset):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import comfy.clip_vision
+import folder_paths
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+import nodes as comfy_nodes
 from in_graph_lora.trainer.errors import ModelError
 from in_graph_lora.trainer.host.judges import ClipVisionJudge, FolderClassifier, FolderJudge, judge_of
 
@@ -40,12 +45,44 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def clip_vision(kind: str, seed: int = 0) -> Any:
     made = comfy.clip_vision.ClipVisionModel({**SMALL, "model_type": kind, **KINDS[kind]})
+    randomise(made.model, seed)
+    return made
+
+
+def randomise(network: torch.nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for tensor in made.model.state_dict().values():
+        for tensor in network.state_dict().values():
             if tensor.is_floating_point():
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
-    return made
+
+
+FILES = {
+    "clip_vision_model": {"num_hidden_layers": 24},
+    "dinov2": {"num_hidden_layers": 24},
+    "dinov3": {"num_hidden_layers": 32},
+}
+"""Kind → what its file is told by; that of SigLIP is told by its width, which is no small one."""
+
+
+def from_file(kind: str, folder: Path, seed: int = 0) -> Any:
+    """As Load CLIP Vision gives it, of a file with the layers of CLIP-L, DINOv2-L or DINOv3-H, but narrow."""
+    whole = comfy.clip_vision.ClipVisionModel
+    narrow = {**SMALL, **KINDS[kind], **FILES[kind]}
+    made = whole({**narrow, "model_type": kind})
+    randomise(made.model, seed)
+    name = f"{kind}-{seed}.safetensors"
+    save_file({k: v.contiguous() for k, v in made.get_sd().items()}, folder / name)
+
+    def read(told: Any) -> Any:
+        own = told if isinstance(told, dict) else json.loads(Path(told).read_text(encoding="utf-8"))
+        assert own.get("model_type", "clip_vision_model") == kind, "ComfyUI knows the file"
+        return whole({**own, **narrow})
+
+    folder_paths.add_model_folder_path("clip_vision", str(folder))
+    with patch.object(comfy.clip_vision, "ClipVisionModel", read):
+        (loaded,) = comfy_nodes.CLIPVisionLoader().load_clip(name)
+    return loaded
 
 
 def pictures(*sizes: tuple[int, int]) -> list[Image.Image]:
@@ -71,6 +108,16 @@ def test_pictures_of_several_sizes_are_seen_in_one_call(kind):
     together = judge.see(mixed)
     alone = torch.cat([judge.see([picture]) for picture in mixed])
     assert torch.allclose(together, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_that_load_clip_vision_has_read_is_a_judge(kind, tmp_path):
+    judge = ClipVisionJudge(from_file(kind, tmp_path))
+    features = judge.see(pictures((64, 64), (96, 48)))
+    assert features.shape == (2, 24 if kind == "clip_vision_model" else 32)
+    assert features.isfinite().all()
+    assert (features[0] - features[1]).abs().max() > 1e-3
+    assert judge.digest == ClipVisionJudge(from_file(kind, tmp_path)).digest
 
 
 def test_the_features_are_those_of_the_stock_node():

@@ -514,6 +514,37 @@ def test_lpips_finds_pictures_of_one_prompt_alike_or_not(tmp_path, monkeypatch):
     assert diversity(list(BASE_PICTURES)).count == len(rows)
 
 
+@pytest.mark.filterwarnings("ignore")  # of what their code calls its arguments
+def test_lpips_is_that_of_its_authors_package(tmp_path, monkeypatch):
+    """The same backbone, drawn at random; the weights on top of it lie in both packages."""
+    pytest.importorskip("torchmetrics")
+    models = pytest.importorskip("torchvision").models
+    theirs = pytest.importorskip("lpips")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: pytest.fail("downloads"))
+    torch.manual_seed(0)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(models.alexnet(weights=None).state_dict(), perceptual.weights_file())
+    original = theirs.LPIPS(net=perceptual.NETWORK, verbose=False).eval()
+    prompt = next(shot.prompt for shot in SHOTS if shot.kind == "class")
+    rows = [i for i, shot in enumerate(SHOTS) if shot.kind == "class" and shot.prompt == prompt]
+    pictures = [p.resize((96, 64), Image.Resampling.BICUBIC) for p in BASE_PICTURES]
+    figure = perceptual.Lpips().diversity(SHOTS, [p.copy for p in pictures])["lpips_diversity"]
+    some = torch.stack([torch.from_numpy(np.array(pictures[i].convert("RGB")) / 255).float() for i in rows])
+    some = some.movedim(-1, 1)
+    with torch.no_grad():
+        far = torch.stack([original(a.expand_as(some), some, normalize=True).flatten() for a in some])
+    want = far.sum(1) / (len(rows) - 1)
+    assert figure.values[: len(rows)] == pytest.approx(want.tolist(), rel=1e-4)
+    assert want.min() > 0.001
+
+
+def test_lpips_without_torchvision_names_it_with_the_pip_line(monkeypatch):
+    pytest.importorskip("torchmetrics")
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    assert perceptual.missing() == "LPIPS is left out: torchvision is missing; pip install torchvision"
+
+
 # Questions.
 
 

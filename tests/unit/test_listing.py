@@ -16,7 +16,7 @@ from in_graph_lora.trainer.runs.in_use import in_use, is_in_use
 from in_graph_lora.trainer.runs.listing import CURVE_POINTS, Runs
 from in_graph_lora.trainer.runs.past import load_past_run
 
-from ..past_runs import write_run
+from ..past_runs import write_report, write_run
 
 
 @pytest.fixture
@@ -177,3 +177,35 @@ def test_500_runs_are_listed_in_a_moment(root):
 def test_load_run_says_which_file_it_read(root):
     folder = write_run(root, optimizer=OptimizerConfig(learning_rate=1e-3))
     assert load_past_run(folder, 20).path == folder.checkpoints / "step_000020.safetensors"
+
+
+def test_the_best_step_is_that_of_the_newest_report_whose_lora_is_there(root):
+    run = write_run(root)
+    runs = Runs(root)
+    (name,) = runs.ids()
+
+    def best() -> tuple[int, bool]:
+        detail = runs.detail(name)
+        assert load_past_run(run, -1).step == (detail["best"] or 40), "without a report the lowest loss"
+        return detail["best"], detail["evaluated"]
+
+    assert best() == (None, False)
+    older = write_report(run, 20, evaluation="1")
+    os.utime(older, (1, 1))
+    assert best() == (20, True)
+    newer = write_report(run, 30, evaluation="2")
+    assert best() == (30, True)
+    for other in (
+        write_report(run, 35, evaluation="3"),
+        write_report(run, 10, name="another", evaluation="4"),
+    ):
+        assert best() == (30, True), "of a step that is gone, or of another LoRA"
+        other.unlink()
+    for broken in (
+        "",
+        "[]",
+        '{"columns": [], "best": {"column": 3}}',
+        '{"columns": 1, "best": {"column": null}}',
+    ):
+        newer.write_text(broken, encoding="utf-8")
+        assert best() == (20, True)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from ..live.test_training import graph, pictures  # noqa: F401 - a fixture
-from ..past_runs import write_run
+from ..past_runs import write_report, write_run
 from .page import open_prompt, queue
 
 if TYPE_CHECKING:
@@ -242,7 +242,8 @@ def test_500_runs_scroll_with_few_rows_in_the_page(canvas: Page, runs: Path) -> 
 
 
 def test_load_run_shows_its_steps_and_a_click_chooses_one(canvas: Page, runs: Path) -> None:
-    write_run(runs, "toy", age=60)
+    toy = write_run(runs, "toy", age=60)
+    write_report(toy, 20)
     write_run(runs, "style", age=5, steps=20)
     write_run(runs, "empty", every=0)
     canvas.evaluate(CLEAR)
@@ -260,7 +261,7 @@ def test_load_run_shows_its_steps_and_a_click_chooses_one(canvas: Page, runs: Pa
     assert canvas.locator(".igl-choose .igl-run").count() == 2
     row(canvas, f"toy/{RUN}").get_by_title("Choose").click()
     canvas.wait_for_function("() => document.querySelectorAll('.igl-step').length === 4")
-    assert "★" in canvas.locator(".igl-steps").inner_text()
+    assert [s.get_attribute("data-step") for s in steps.all() if "★" in s.inner_text()] == ["20"]
     canvas.locator('.igl-step[data-step="30"]').click()
     (node,) = nodes(canvas, "LoadRun")
     assert (node["widgets"]["run"], node["widgets"]["step"]) == (f"toy/{RUN}", 30)

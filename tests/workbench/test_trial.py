@@ -45,7 +45,7 @@ def test_the_tables_of_the_page_are_those_of_the_trial(stored):
     )
 
 
-SURELY = {"subject": 0.8, "leak": 0.8, "drift": 0.85, "kid": 0.85, "fid": 0.85}
+SURELY = {"subject": 0.8, "leak": 0.8, "drift": 0.85, "kid": 0.85, "fid": 0.85, "is": 0.85}
 """Figure → least rank correlation with the truth over the LoRAs that were made to fail."""
 
 

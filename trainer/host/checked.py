@@ -10,14 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import comfy.model_management as mm
-import torch
 
 from ..adapters.lora_file import read_lora
 from ..adapters.readers import read_start
 from ..adapters.start import StartingLora
 from ..config import MemoryConfig, TrainConfig
-from ..data.clip_spans import fitted, frame_rate
-from ..data.drawn_masks import with_drawn_masks
+from ..data.clip_spans import frame_rate
 from ..data.records import Dataset
 from ..embedding import split
 from ..errors import ConfigError, shortened
@@ -28,21 +26,20 @@ from ..noise import Tokens
 from ..ports import Loan
 from ..preflight import check, remarks
 from . import lora, paths
+from .as_trained import as_trained, choices_of, computing_in
 from .conditioning import HostTextEncoder
 from .embedding import initial_tokens
-from .encode import clip_step
 from .identity import (
     Identities,
     clip_fingerprint,
     identities,
-    known,
     model_fingerprint,
     vae_fingerprint,
 )
 from .model import borrowed, model_family, tokens
 from .noise import noise_process
 from .planning import wanted
-from .references import Choices, suited
+from .references import Choices
 from .text_model import borrowed_clip
 from .ways import check_given, way_of
 
@@ -52,8 +49,6 @@ if TYPE_CHECKING:
     from comfy.sd import CLIP, VAE
 
     from .judges import ClipVisionJudge, FolderJudge
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,17 +103,14 @@ def checked(
 ) -> Checked:
     """Raises what `preflight.check` does; says what the user must know of settings and model."""
     config = replace(config, memory=wanted(config.memory))
-    dataset, told = _with_clips(dataset, model, vae)
     check_given(model)
     if way_of(model).start and way_of(model).needed and config.prior.uses_pictures:
         raise ConfigError(
             f"{type(model.model).__name__} draws from a start picture, and class pictures have none; choose"
             " output_preservation (Prior Preservation)"
         )
-    choices = _choices(model, config, clip_vision, emit)
-    dataset = suited(dataset, model, clip, emit, choices).hold_out(config.validation.held_out)
-    if way_of(model).masks:
-        dataset = with_drawn_masks(dataset)
+    choices = choices_of(model, config.data.edit_node, clip_vision, emit, "clip_vision")
+    dataset = as_trained(dataset, model, clip, vae, choices, config.validation.held_out, emit)
     drawn_alone = way_of(model).start and way_of(model).needed and config.preview.frames == 1
     if drawn_alone and config.preview.prompts and config.preview.every:
         name = type(model.model).__name__
@@ -133,7 +125,7 @@ def checked(
     check(config, dataset, model.model.diffusion_model, process, start)
     if config.embedding.vectors:
         initial_tokens(clip, config.embedding.initial_word)
-    for remark in (*told, *remarks(config, dataset)):
+    for remark in remarks(config, dataset):
         emit(Notice(message=remark))
     steps = config.total_steps(dataset.shown)
     if model_family(model) is UNLISTED:
@@ -147,7 +139,7 @@ def checked(
     if choices.vision_identity and any(r.first_frame or r.controls for r in dataset.records):
         prints = (*prints, choices.vision_identity)
     return Checked(
-        model=_computing_in(model, config.memory.precision),
+        model=computing_in(model, config.memory.precision),
         clip=clip,
         dataset=dataset,
         config=config,
@@ -168,31 +160,6 @@ def checked(
         choices=choices,
         emit=emit,
         judge=judge,
-    )
-
-
-def _choices(
-    model: ModelPatcher, config: TrainConfig, clip_vision: ClipVisionModel | None, emit: Emit
-) -> Choices:
-    """What is connected and would not be used is said."""
-    node = config.data.edit_node
-    if clip_vision is None:
-        return Choices(edit_node=node)
-    if not way_of(model).features(model.model):
-        emit(Notice(message=f"{type(model.model).__name__} takes no CLIP vision; clip_vision is not used"))
-        return Choices(edit_node=node)
-    identity = known(model_fingerprint(clip_vision.patcher))
-    return Choices(edit_node=node, vision=clip_vision, vision_identity=identity)
-
-
-def _with_clips(dataset: Dataset, model: ModelPatcher, vae: VAE) -> tuple[Dataset, list[str]]:
-    """The dataset with the frames that this model trains, and what the user must be told."""
-    family = model_family(model)
-    return fitted(
-        dataset,
-        step=clip_step(vae, model),
-        rate=family.fps or 0,
-        model=family.title or type(model.model).__name__,
     )
 
 
@@ -266,13 +233,3 @@ def make_room(model: ModelPatcher, clip: CLIP | None) -> None:
     loaded = ((entry, entry.model) for entry in mm.current_loaded_models)
     keep = [entry for entry, own in loaded if own is not None and any(own.is_clone(s) for s in stay)]
     mm.free_memory(1e30, device, keep_loaded=keep)
-
-
-def _computing_in(model: ModelPatcher, precision: str) -> ModelPatcher:
-    """The same weights, computed with in another precision; "auto" is what ComfyUI chose."""
-    # What the shared model says it computes in may be left over from another clone.
-    if precision == "auto":
-        return model
-    clone = model.clone()
-    clone.set_model_compute_dtype(_DTYPES[precision])
-    return clone

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
@@ -20,8 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from ... import __version__
+from ..config import TrainConfig
 from ..data.records import Dataset
 from ..errors import ConfigError
+from ..events import Event, Notice
 from ..evidence import spread
 from ..evidence.choice import Bounds, choose
 from ..evidence.figures import BY_KEY, Measured
@@ -34,6 +36,7 @@ from ..evidence.shots import BASE, Candidate, Shot, check_budget
 from ..evidence.sight import Judge, Sight, look
 from ..pictures.drawing import to_pil
 from . import paths
+from .as_trained import as_trained, choices_of
 from .digest import digest
 from .held_out import HeldOut
 from .identity import clip_fingerprint, model_fingerprint, vae_fingerprint
@@ -41,10 +44,12 @@ from .judges import FolderClassifier
 from .lora import apply_lora
 from .more_figures import more_figures
 from .progress import check_interrupt
+from .references import UNCHOSEN, Choices
 from .sample import SampleSettings, encode_prompt, sample_image
 from .ways import check_draws_alone
 
 if TYPE_CHECKING:
+    from comfy.clip_vision import ClipVisionModel
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP, VAE
 
@@ -74,7 +79,11 @@ class Question:
     loras: Sequence[NamedLora]
     strengths: Sequence[float]
     dataset: Dataset | None = None
-    """What was trained on, with the held-out pictures marked."""
+    """What was trained on."""
+    trained: TrainConfig = TrainConfig()
+    """How, as far as it is known: how many pictures were held out, and how they were encoded."""
+    start_vision: ClipVisionModel | None = field(default=None, repr=False)
+    """What a network was told of start pictures by."""
     references: Sequence[Image.Image] = ()
     """Of the subject, not trained on; without them the dataset's held-out pictures."""
     bounds: Bounds = Bounds()
@@ -130,15 +139,20 @@ def evaluate(
     """Models come back untouched. ComfyUI's interrupt is raised as it is; what was drawn stays on disk."""
     candidates = question.candidates()
     check_budget(question.shots, list(candidates), question.most)
+    dataset, choices, told = _as_trained(model, clip, vae, question)
     decisive, notes = _decisive(model, clip, vae, question)
+    notes += told
     kept = KeptPictures(paths.evidence_directory() / "pictures", decisive)
     for candidate, lora in candidates.items():
         _draw(model, clip, vae, candidate, lora, question, kept, list(candidates), progress)
     mm.soft_empty_cache()
-    losses = _losses(model, clip, vae, candidates, question, progress)
+    held_out = None
+    if dataset is not None and any(r.role == "validation" for r in dataset.records):
+        held_out = HeldOut(model, clip, vae, dataset, question.trained, choices)
+    losses = _losses(held_out, candidates, progress)
     size = question.sampling.width, question.sampling.height
     known, more = gather(
-        judge, question.shots, question.dataset, question.references, size, question.trigger, check_interrupt
+        judge, question.shots, dataset, question.references, size, question.trigger, check_interrupt
     )
     notes += more
 
@@ -182,7 +196,7 @@ def evaluate(
         bounds=question.bounds,
         judge=f"{judge.name} {judge.digest}" if judge is not None else "",
         settings={
-            **_settings(question, decisive, judge),
+            **_settings(question, dataset, decisive, judge),
             "answers": _named(answerer),
             "questions": [" | ".join(filter(None, line)) for line in question.asked],
             "classifier": _named(classifier),
@@ -199,7 +213,7 @@ def evaluate(
         best=lora,
         best_strength=best.strength,
         picture=lambda column, shot: kept.open(columns[column][0], question.shots[shot]),
-        trained=partial(trained_picture, question.dataset),
+        trained=partial(trained_picture, dataset),
     )
 
 
@@ -226,8 +240,27 @@ def _decisive(
     ]
 
 
-def _settings(question: Question, decisive: Mapping[str, Any], judge: Judge | None) -> dict[str, Any]:
-    dataset = question.dataset
+def _as_trained(
+    model: ModelPatcher, clip: CLIP, vae: VAE, question: Question
+) -> tuple[Dataset | None, Choices, list[str]]:
+    """(the dataset as the model was trained on it, how pictures are shown to it, what to know of that)"""
+    if question.dataset is None:
+        return None, UNCHOSEN, []
+    told: list[str] = []
+
+    def emit(event: Event) -> None:
+        if isinstance(event, Notice):
+            told.append(event.message)
+
+    node, held_out = question.trained.data.edit_node, question.trained.validation.held_out
+    choices = choices_of(model, node, question.start_vision, emit, "start_clip_vision")
+    dataset = as_trained(question.dataset, model, clip, vae, choices, held_out, emit)
+    return dataset, choices, told
+
+
+def _settings(
+    question: Question, dataset: Dataset | None, decisive: Mapping[str, Any], judge: Judge | None
+) -> dict[str, Any]:
     return {
         **decisive,
         "in_graph_lora": __version__,
@@ -317,18 +350,11 @@ def _on_fid(shots: Sequence[Shot], classified: bool) -> list[str]:
 
 
 def _losses(
-    model: ModelPatcher,
-    clip: CLIP,
-    vae: VAE,
-    candidates: Mapping[Candidate, NamedLora | None],
-    question: Question,
-    progress: Progress,
+    held_out: HeldOut | None, candidates: Mapping[Candidate, NamedLora | None], progress: Progress
 ) -> dict[Candidate, dict[str, Measured]]:
     """The held-out loss of each candidate; nothing without held-out pictures."""
-    dataset = question.dataset
-    if dataset is None or not any(r.role == "validation" for r in dataset.records):
+    if held_out is None:
         return {candidate: {} for candidate in candidates}
-    held_out = HeldOut(model, clip, vae, dataset)
     found = {}
     for candidate, lora in candidates.items():
         _told(progress, f"held-out loss of {candidate.label}, picture")(0, len(held_out))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from ..adapters.lora_file import read_lora
+from ..adapters.metadata import CONFIG
 from ..adapters.shapes import check_file
-from ..data.records import Dataset
+from ..config import DataConfig, TrainConfig
 from ..errors import ConfigError
 from ..evidence.kept import tensors_digest
 from ..evidence.page import page
@@ -70,14 +74,32 @@ def _read(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def with_held_out(dataset: Dataset | None, run: RunFolder | None, count: int) -> Dataset | None:
-    """The dataset with those pictures marked that the run, or else the node, held out."""
-    if dataset is None or any(r.role == "validation" for r in dataset.records):
-        return dataset
-    if run is not None:
-        own = run.config().get("validation", {}).get("held_out", 0)
-        count = own if isinstance(own, int) and own > 0 else count
-    return dataset.hold_out(count) if count else dataset
+def trained_with(run: RunFolder | None, files: Sequence[str], held_out: int, edit_node: str) -> TrainConfig:
+    """Settings of the training as far as they are known: of the run, or of the first file that has them; else
+    what the node says."""
+    found = _config(run.config()) if run is not None else None
+    for name in files:
+        found = found or _config(_written_in(paths.lora_path(name)))
+    told = found or TrainConfig(data=DataConfig(edit_node=edit_node))
+    if run is not None and found is not None and found.validation.held_out:
+        return told
+    return replace(told, validation=replace(told.validation, held_out=held_out))
+
+
+def _config(content: Any) -> TrainConfig | None:
+    """None where it is none, or of another version."""
+    try:
+        return TrainConfig.from_dict(content)
+    except (ConfigError, TypeError, AttributeError, ValueError):
+        return None
+
+
+def _written_in(path: Path) -> Any:
+    _, metadata = read_lora(path)
+    try:
+        return json.loads(metadata.get(CONFIG, "null"))
+    except ValueError:
+        return None
 
 
 def sheet(result: Evaluated) -> Tensor:

@@ -1,7 +1,8 @@
 """Which step of a run is best, by a judge of its sample pictures and the rule of Evaluate LoRA.
 
-It goes by the pictures on disk alone, so a run that was stopped and goes on comes to the same choice. They
-are looked at between two legs, when the model is given back: a judge is never beside a training in memory.
+It goes by the pictures on disk and what the log says of those that were judged, so a run that was stopped and
+goes on comes to the same choice. They are looked at between two legs, when the model is given back: a judge
+is never beside a training in memory.
 """
 
 from __future__ import annotations
@@ -69,15 +70,18 @@ class JudgedSteps:
         """
         if not self.active:
             return
-        self.found = {step: own for step, own in self.found.items() if step <= reached}
         drawn = [step for step in self._previews.drawn() if step <= reached]
         if 0 not in drawn:
             return
-        known = self._known or self._first_look()
+        if not self.found:  # of a run that goes on
+            self.found = {**self._folder.log.judged(seen_by(self._config))}
+        self.found = {step: own for step, own in self.found.items() if step in drawn}
         for step in drawn:
             if step not in self.found:
+                if not self.found:
+                    self._known = self._known or self._first_look()
                 try:
-                    self._judge(step, *known)
+                    self._judge(step, *(self._known or self._first_look()))
                 except Exception as error:  # noqa: BLE001 - as for a picture that fails
                     self._tell_once(step, error)
 

@@ -18,6 +18,7 @@ from ..errors import StorageError
 from ..space import size
 from . import steps
 from .checkpoints import LORA, loras, step_reached
+from .evaluated import best_evaluated
 from .folder import RunFolder
 from .history import curve, pictures, prompts
 from .in_use import is_in_use
@@ -79,11 +80,12 @@ class Runs:
         }
 
     def detail(self, run: str) -> dict[str, Any]:
-        """summary and {config, prompts, curve, checkpoints, best}.
+        """summary and {config, prompts, curve, checkpoints, best, evaluated}.
 
         curve: {loss, held_out}, each a list of [step, loss or None]; loss has CURVE_POINTS points at most,
         means of neighbours. checkpoints: [{step, held_out, pictures}] of each step with a LoRA. best: the
-        step that the judge of the previews finds best; None where none decided.
+        step that Evaluate LoRA found best, or else the judge of the previews; None where none decided.
+        evaluated: whether it was Evaluate LoRA.
         """
         from .judged import best_judged  # brings the libraries of training, which a start does without
 
@@ -92,6 +94,7 @@ class Runs:
         measured, shown = dict(held_out), _pictures(folder)
         config = folder.config()
         kept = loras(folder.checkpoints)
+        evaluated = best_evaluated(folder, kept)
         return {
             **self.summary(run),
             "config": config,
@@ -101,7 +104,8 @@ class Runs:
                 {"step": step, "held_out": measured.get(step), "pictures": shown.get(step, [])}
                 for step in kept
             ],
-            "best": best_judged(folder, kept),
+            "best": best_judged(folder, kept) if evaluated is None else evaluated,
+            "evaluated": evaluated is not None,
             "before": shown.get(0, []),
         }
 

@@ -14,6 +14,7 @@ from ..config import ValidationConfig
 from ..errors import ConfigError, shortened
 from ..evidence.figures import FIGURES
 from .checkpoints import loras, strangers
+from .evaluated import best_evaluated
 from .folder import RunFolder
 from .judged import best_judged, judged_before
 from .validation import Validation
@@ -34,7 +35,8 @@ class PastRun:
 
 
 def load_past_run(folder: RunFolder, step: int) -> PastRun:
-    """step: NEWEST, BEST (by what decided in the run) or a step that has a LoRA file.
+    """step: NEWEST, BEST (by the newest report of Evaluate LoRA or what decided in the run) or a step that
+    has a LoRA file.
 
     Raises ConfigError that names the steps there are, LoraFileError for a file that cannot be read.
     """
@@ -45,7 +47,8 @@ def load_past_run(folder: RunFolder, step: int) -> PastRun:
     if step == NEWEST:
         step = max(files)
     elif step == BEST:
-        step = best_judged(folder, files) or _best(folder, validations, files)
+        own = best_evaluated(folder, files) or best_judged(folder, files)
+        step = own or _best(folder, validations, files)
     there = ", ".join(map(str, files))
     if step not in files:
         raise ConfigError(f"run {folder.path.name} has no LoRA of step {step}; choose one of {there}")

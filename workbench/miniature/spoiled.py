@@ -3,7 +3,8 @@
     python -m workbench.miniature.spoiled FOLDER --comfyui FOLDER
 
 writes FOLDER/<name>.safetensors, the pictures that each LoRA draws, FOLDER/<name>/00.png, …, and its held-out
-loss, FOLDER/<name>.json. What is there is passed over. Some ten minutes on one core.
+loss, FOLDER/<name>.json; FOLDER/unrelated/<name>/ has the pictures for the inception score. What is there is
+passed over. Some fifteen minutes on one core.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ PICTURES, CLASS_PICTURES = 15, 30
 FEW_PICTURES, MANY_STEPS = 5, 400
 HELD_OUT = 10
 SAMPLING_STEPS = 10
+FOR_INCEPTION = 4
+"""Pictures of each unrelated prompt."""
 WORK = ROOT / ".cache" / "spoiled"
 
 Loaded = tuple[Any, Any, Any]
@@ -67,22 +70,46 @@ OF_FIVE = ("too-many", "five-early", "five-half")
 
 def make(loaded: Loaded, name: str, work: Path) -> None:
     """Trains the LoRA, draws its pictures and measures its held-out loss: what of these is missing."""
-    from . import experiment
-
+    made(loaded, name, work)
     path, loss = work / f"{name}.safetensors", work / f"{name}.json"
+    draw_unrelated(loaded, name, work)
+    if not (work / name).exists():
+        draw(changed(loaded, name, work), work / name, prompts())
+    if not loss.exists():
+        lora = None if name == "base" else partial(load, path)
+        values = held_out(loaded, work).levels(lora, 1.0).mean(1).tolist()
+        loss.write_text(json.dumps({"held_out_loss": values}) + "\n", encoding="utf-8")
+
+
+def made(loaded: Loaded, name: str, work: Path) -> None:
+    """Trains the LoRA where it is missing."""
+    path = work / f"{name}.safetensors"
     if name in SNAPSHOTS and not path.exists():
         run, step = SNAPSHOTS[name]
         (found,) = work.rglob(f"{run}/*/checkpoints/step_{step:06}.safetensors")
         shutil.copy(found, path)
     elif name != "base" and not path.exists():
         train(loaded, name, work)
-    if not (work / name).exists():
-        model = loaded[0] if name == "base" else experiment.with_ours(loaded, load(path))[0]
-        draw((model, *loaded[1:]), work / name)  # no LoRA of these touches the text encoder
-    if not loss.exists():
-        lora = None if name == "base" else partial(load, path)
-        values = held_out(loaded, work).levels(lora, 1.0).mean(1).tolist()
-        loss.write_text(json.dumps({"held_out_loss": values}) + "\n", encoding="utf-8")
+
+
+def changed(loaded: Loaded, name: str, work: Path) -> Loaded:
+    """The models with this LoRA, of which none touches the text encoder."""
+    from . import experiment
+
+    if name == "base":
+        return loaded
+    return experiment.with_ours(loaded, load(work / f"{name}.safetensors"))[0], *loaded[1:]
+
+
+def draw_unrelated(loaded: Loaded, name: str, work: Path) -> None:
+    """Pictures for the inception score, which needs more of them than the other figures."""
+    folder = unrelated_folder(work, name)
+    if not folder.exists():
+        draw(changed(loaded, name, work), folder, [text for text, _ in unrelated()])
+
+
+def unrelated_folder(work: Path, name: str) -> Path:
+    return work / "unrelated" / name
 
 
 def held_out(loaded: Loaded, work: Path) -> Any:
@@ -149,14 +176,22 @@ def asked() -> dict[str, list[tuple[str, Any, int]]]:
     return {"trigger": trigger, "class": plain, "unrelated": others}
 
 
-def draw(loaded: Loaded, folder: Path) -> None:
+def prompts() -> list[str]:
+    return [text for kind in asked().values() for text, _, count in kind for _ in range(count)]
+
+
+def unrelated() -> list[tuple[str, Any]]:
+    """(prompt, the scene it names), FOR_INCEPTION times each."""
+    return [(text, scene) for text, scene, _ in asked()["unrelated"] for _ in range(FOR_INCEPTION)]
+
+
+def draw(loaded: Loaded, folder: Path, prompts: list[str]) -> None:
     from . import sampling
 
-    prompts = [text for kind in asked().values() for text, _, count in kind for _ in range(count)]
     pictures = sampling.sample(*loaded, prompts, seed=5, steps=SAMPLING_STEPS)
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
+    part.mkdir(parents=True)
     for i, one in enumerate(pictures):
         sampling.as_image(one).save(part / f"{i:02}.png")
     part.replace(folder)

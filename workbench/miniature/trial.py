@@ -49,8 +49,6 @@ INCEPTION = "is"
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 SETS = 2
 """Drawn anew for each share."""
-FOR_INCEPTION = 4
-"""Pictures of each unrelated prompt."""
 RESAMPLES = 1000
 
 FOLLOWS = {
@@ -69,6 +67,7 @@ FOLLOWS = {
     "pixel_drift": "drift",
     "pixel_diversity": "class_diversity",
     "loss": "missing",
+    INCEPTION: "unrelated_right",
 }
 """Figure → the truth that it has to follow."""
 
@@ -188,7 +187,12 @@ def inception_trial() -> dict[str, Any]:
     inception score has to fall with it. It needs 20."""
     from in_graph_lora.trainer.evidence.spread import inception_score
 
-    shots = [replace(one, seed=i) for one in asked() if one.kind == "unrelated" for i in range(FOR_INCEPTION)]
+    shots = [
+        replace(one, seed=i)
+        for one in asked()
+        if one.kind == "unrelated"
+        for i in range(spoiled.FOR_INCEPTION)
+    ]
     values, truth = [], []
     for share in SHARES:
         for seed in range(SETS):
@@ -267,7 +271,26 @@ def spoiled_trial(folder: Path) -> dict[str, Any]:
             "figures": {**figures(own, pictures("base"), count=count), "loss": sum(losses) / len(losses)},
             "truth": truth_of(own),
         }
+    add_inception(rows, folder)
     return {"rows": rows, "ranked": ranked(rows)}
+
+
+def add_inception(rows: Mapping[str, Any], folder: Path) -> None:
+    """The inception score of each LoRA over its unrelated pictures, and how many of these are right."""
+    from in_graph_lora.trainer.evidence.spread import inception_score
+
+    for name, row in rows.items():
+        files = sorted(spoiled.unrelated_folder(folder, name).glob("*.png"))
+        if not files:
+            continue
+        pictures = [Image.open(path).convert("RGB") for path in files]
+        labels = judge.opinions(judge.load_judge(), judge.as_tensor(pictures))
+        right_ones = [
+            (seen["place"], seen["colour"]) == (scene.place, scene.colour)
+            for (_, scene), seen in zip(spoiled.unrelated(), labels, strict=True)
+        ]
+        row["figures"][INCEPTION] = inception_score(logits(pictures))[INCEPTION].value
+        row["truth"][FOLLOWS[INCEPTION]] = sum(right_ones) / len(right_ones)
 
 
 def ranked(rows: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,7 +310,9 @@ def main() -> None:
     parser.add_argument("--spoiled", type=Path, default=spoiled.WORK, help="what spoiled.py made")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument(
-        "--only", choices=("drawn", "harmless", "learned", "spoiled"), help="leave the others as they are"
+        "--only",
+        choices=("drawn", "harmless", "learned", "spoiled", "inception"),
+        help="leave the others as they are; inception: of the spoiled LoRAs",
     )
     args = parser.parse_args()
     from ..dev import host
@@ -300,8 +325,13 @@ def main() -> None:
         "learned": learned_trial,
         "spoiled": lambda: spoiled_trial(args.spoiled),
     }
-    for name in [args.only] if args.only else trials:
-        found[name] = trials[name]()
+    if args.only == "inception":
+        rows = found["spoiled"]["rows"]
+        add_inception(rows, args.spoiled)
+        found["spoiled"]["ranked"] = ranked(rows)
+    else:
+        for name in [args.only] if args.only else trials:
+            found[name] = trials[name]()
     args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if args.out == OUT:
         trial_page.write(found)
