@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 
 from .errors import ConfigError, TrainingError
 
@@ -205,6 +204,10 @@ def join() -> Processes:
     Gradients go by NCCL where the devices are CUDA's, of which each process has to see its own one first;
     everything else goes by gloo. Raises TrainingError.
     """
+    if not dist.is_available():
+        raise TrainingError("this torch was built without torch.distributed; train with one process")
+    from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415 - not in every torch
+
     nccl = torch.cuda.is_available() and dist.is_nccl_available()
     backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
     try:

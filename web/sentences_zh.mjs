@@ -344,6 +344,7 @@ export const SENTENCES = [
   ["run {} has no LoRA of step {}; choose one of {}", "训练 {0} 没有第 {1} 步的 LoRA；可选：{2}"],
   ["run {} measured no held-out loss; choose a step (Train Preview sets held_out)", "训练 {0} 没有测量留出损失；请选择步数（“训练预览”可设置留出图片数）"],
   ["there is no such preview in this run", "此训练没有这张预览图"],
+  ["this torch was built without torch.distributed; train with one process", "此 torch 不含 torch.distributed；请用一个进程训练"],
   ["the {} processes of this training do not find each other within {} minutes ({}); start all of them, and let them reach {}:{}", "此训练的 {0} 个进程在 {1} 分钟内没有互相找到（{2}）；请启动全部进程，并确保它们能连接 {3}:{4}"],
   ["{}: not the same as in process 0; bring the same pack, models, pictures and job to every machine", "{0}：与进程 0 不同；请让每台机器使用相同的节点包、模型、图片和任务"],
   ["{} processes share the {} pictures of a step (batch_size {} × accumulation {}), so some have nothing to do; raise batch_size to {} or start fewer", "{0} 个进程分担每步的 {1} 张图片（batch_size {2} × accumulation {3}），有的进程会无事可做；请把 batch_size 提高到 {4}，或减少进程"],
