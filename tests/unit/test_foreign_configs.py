@@ -262,6 +262,7 @@ COMMON = {"network_module": "networks.lora", "network_dim": 8, "max_train_steps"
         ({"network_module": "lycoris.kohya", "network_args": ["algo=lora", "dora_wd=True"]},
          "adapter.kind", "dora"),
         ({"network_module": "lycoris.kohya", "network_args": ["algo=diag-oft"]}, "adapter.kind", "oft"),
+        ({"network_module": "lycoris.kohya", "network_args": ["algo=full"]}, "adapter.kind", "full"),
         ({"network_module": "networks.loha"}, "adapter.kind", "loha"),
         ({"network_module": "networks.lora_flux", "timestep_sampling": "sigma",
          "weighting_scheme": "logit_normal"},
@@ -289,6 +290,13 @@ COMMON = {"network_module": "networks.lora", "network_dim": 8, "max_train_steps"
 )  # fmt: skip
 def test_what_sd_scripts_takes_from_several_names(more, setting, value):
     assert of({**COMMON, **more}).settings[setting] == value
+
+
+def test_a_whole_change_takes_no_rank_and_no_alpha_from_sd_scripts():
+    found = of(
+        {**COMMON, "network_alpha": 4, "network_module": "lycoris.kohya", "network_args": ["algo=full"]}
+    )
+    assert not {"adapter.rank", "adapter.alpha", "adapter.init"} & found.settings.keys()
 
 
 @pytest.mark.parametrize(

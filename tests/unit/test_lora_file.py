@@ -267,6 +267,13 @@ def test_metadata_says_what_other_tools_show_and_holds_the_whole_config():
     assert TrainConfig.from_dict(json.loads(entries["in_graph_lora.config"])) == config
 
 
+def test_a_file_of_whole_changes_says_no_rank():
+    config = TrainConfig(adapter=AdapterConfig(kind="full")).to_dict()
+    entries = training_metadata(config, base_model="sd_v1", steps=1, alpha=1.0, rank=1)
+    assert not {"ss_network_dim", "ss_network_alpha"} & entries.keys()
+    assert json.loads(entries["ss_network_args"]) == {"algo": "full"}
+
+
 def test_tags_are_counted_over_captions():
     assert tag_frequency(["a, b ,", "b"]) == {"a": 1, "b": 2}
 

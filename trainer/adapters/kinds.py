@@ -61,6 +61,11 @@ class Kind:
         """It has B and A: LoRA+ knows which learns faster, and diffusers reads it."""
         return "lora_B" in self.roles
 
+    @property
+    def has_rank(self) -> bool:
+        """Its rank and alpha mean something; `full` has neither."""
+        return "diff" not in self.roles
+
     def peft_config(self, config: AdapterConfig, **layers: Any) -> PeftConfig:
         assert self.peft is not None
         named = {self.peft_alpha: config.scale_alpha, self.peft_dropout: config.dropout}

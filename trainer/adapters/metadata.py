@@ -56,8 +56,8 @@ def training_metadata(
     resolution = dict(config.get("data", {})).get("resolution", "")
     entries = {
         "ss_network_module": kind.module,
-        "ss_network_dim": str(rank),
-        "ss_network_alpha": str(alpha),
+        "ss_network_dim": str(rank) if kind.has_rank else "",
+        "ss_network_alpha": str(alpha) if kind.has_rank else "",
         "ss_network_args": json.dumps(_network_args(kind, adapter)),
         "ss_base_model_version": base_model,
         "ss_output_name": str(config.get("name", "")),

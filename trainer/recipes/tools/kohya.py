@@ -41,7 +41,7 @@ from .common import (
     warmup,
 )
 
-_KINDS = {"lora": "lora", "locon": "locon", "loha": "loha", "lokr": "lokr", "diag-oft": "oft"}
+_KINDS = {"lora": "lora", "locon": "locon", "loha": "loha", "lokr": "lokr", "diag-oft": "oft", "full": "full"}
 _SAMPLINGS = {"uniform": "uniform", "sigmoid": "sigmoid", "shift": "shift", "flux_shift": "flux_shift"}
 _DENSITIES = {"none": "uniform", "uniform": "uniform", "logit_normal": "logit_normal", "mode": "mode"}
 
@@ -85,19 +85,27 @@ def network(reading: Reading) -> None:
         reading.set("adapter.kind", kind)
     else:
         reading.leave(NONE)
-    reading.set("adapter.init", "kaiming")
-    if kind in ("lora", "dora", "locon"):
+    if kind in ("lora", "dora", "locon", "full"):
         reading.set("adapter.targets", _targets(module))
     if kind == "oft":
         reading.note("OFT has no alpha here, and its rank is the largest size of a block")
-    reading.now = "network_dim"
-    reading.set("adapter.rank", given["network_dim"] or 4)
-    if kind != "oft":
-        reading.now = "network_alpha"
-        reading.set("adapter.alpha", given["network_alpha"] or 0)
+    _rank(reading, kind)
     if not is_off(given.get("network_args")):
         reading.now = "network_args"
         _network_args(reading, args, kind)
+
+
+def _rank(reading: Reading, kind: str) -> None:
+    if kind == "full":
+        reading.leave(IDLE, "network_dim")
+        reading.leave(IDLE, "network_alpha")
+        return
+    reading.set("adapter.init", "kaiming")
+    reading.now = "network_dim"
+    reading.set("adapter.rank", reading.given["network_dim"] or 4)
+    if kind != "oft":
+        reading.now = "network_alpha"
+        reading.set("adapter.alpha", reading.given["network_alpha"] or 0)
 
 
 def arguments(value: Any) -> dict[str, str]:
