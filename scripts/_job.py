@@ -19,8 +19,13 @@ INTERRUPTED = 130
 
 def train_job(folder: Path, comfyui: Path | None, options: Sequence[str]) -> int:
     """Exit code: 0 done, 1 with a sentence on stderr, 130 after Ctrl-C. options: ComfyUI's own."""
-    from in_graph_lora.trainer.errors import TrainerError
+    from in_graph_lora.trainer.errors import JobError, TrainerError
 
+    try:
+        _processes.take_device(options)
+    except JobError as error:
+        print(error, file=sys.stderr)  # nobody else can: they have not met yet
+        return 1
     try:
         with _processes.own_place(options) as own:
             if _processes.started() == 1:
@@ -30,7 +35,7 @@ def train_job(folder: Path, comfyui: Path | None, options: Sequence[str]) -> int
     except (TrainerError, _comfyui.GraphError) as error:
         _say(str(error))
         return 1
-    except _comfyui.Interrupted:
+    except (_comfyui.Interrupted, KeyboardInterrupt):
         _say("stopped; the same command goes on")
         return INTERRUPTED
     return 0
@@ -77,7 +82,7 @@ def _run_with_others(folder: Path, comfyui: Path | None, options: Sequence[str])
     job = host = failure = None
     try:
         job, host = _prepared(folder, comfyui, options)
-    except Exception as error:  # noqa: BLE001 - the others are told first
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the others are told first
         failure = error
     from in_graph_lora.trainer.processes import Interrupted, join  # not before ComfyUI: they import torch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,13 @@ def import_pack() -> None:
     package = ModuleType("in_graph_lora")
     package.__path__ = [str(PACK)]
     sys.modules["in_graph_lora"] = package
+
+
+def print_anything() -> None:
+    """Also names that the console or the log of this system has no letters for."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def code_digest() -> str:

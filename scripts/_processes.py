@@ -21,15 +21,7 @@ def place() -> int:
 
 @contextmanager
 def own_place(options: Sequence[str]) -> Iterator[list[str]]:
-    """ComfyUI's options of this process: a device, a temporary folder and a database of its own.
-
-    Raises JobError where there are fewer devices than processes.
-    """
-    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:
-        yield [*options]
-        return
-    if "--cpu" not in options:
-        _show_one_device()
+    """ComfyUI's options of this process: a temporary folder and a database of its own."""
     if not place():
         yield [*options]
         return
@@ -41,16 +33,26 @@ def own_place(options: Sequence[str]) -> Iterator[list[str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _show_one_device() -> None:
-    """Before torch is imported: ComfyUI and NCCL take the first that they see."""
+def visible_devices() -> tuple[str, list[str]]:
+    """Environment variable that says which GPUs may be used, and what it says; empty where all may."""
+    name = "HIP_VISIBLE_DEVICES" if os.environ.get("HIP_VISIBLE_DEVICES") else "CUDA_VISIBLE_DEVICES"
+    return name, [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
+
+
+def take_device(options: Sequence[str]) -> None:
+    """Show this process one GPU, before torch is imported: ComfyUI and NCCL take the first that they see.
+
+    Raises JobError where there are fewer than processes.
+    """
+    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1 or "--cpu" in options:
+        return
     from in_graph_lora.trainer.errors import JobError
 
-    name = "HIP_VISIBLE_DEVICES" if os.environ.get("HIP_VISIBLE_DEVICES") else "CUDA_VISIBLE_DEVICES"
-    visible = os.environ.get(name, "")
-    devices = visible.split(",") if visible else [str(i) for i in range(place() + 1)]
+    name, visible = visible_devices()
+    devices = visible or [str(i) for i in range(place() + 1)]
     if len(devices) <= place():
         raise JobError(
             f"there are {os.environ['LOCAL_WORLD_SIZE']} processes for the {len(devices)} devices of {name}"
-            f" ({visible}); start one for each"
+            f" ({','.join(visible)}); start one for each"
         )
     os.environ[name] = devices[place()]

@@ -25,13 +25,14 @@ AGAIN = 5.0
 def main() -> None:
     import _comfyui
     from _job import INTERRUPTED, run_graph, run_job
-    from _pack import import_pack
+    from _pack import import_pack, print_anything
 
     end = sys.argv.index("--")
     what, path, comfyui = sys.argv[1:end]
     options: Sequence[str] = sys.argv[end + 1 :]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a queue in the background ignores it
     threading.Thread(target=stop_with_stdin, daemon=True).start()
+    print_anything()
     import_pack()
     from in_graph_lora.trainer.errors import JobError
     from in_graph_lora.trainer.files import read_json
@@ -75,7 +76,8 @@ def tell(event: str, data: Mapping[str, Any]) -> None:
 
 
 def say(**what: Any) -> None:
-    print(MARK + json.dumps(what), flush=True)
+    sys.stdout.write(f"{MARK}{json.dumps(what)}\n")  # in one piece: other threads print too
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

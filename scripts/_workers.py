@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from _job import INTERRUPTED
+from _processes import visible_devices
 from _worker import MARK
 
 from in_graph_lora.trainer.errors import JobError
@@ -54,18 +55,21 @@ def devices(wish: str | None, options: Sequence[str]) -> list[Device]:
     xpu = getattr(torch, "xpu", None)
     intel = xpu.device_count() if xpu is not None and xpu.is_available() else 0
 
-    def device(number: int) -> Device:
+    def device(name: str) -> Device:
         if intel:
-            return Device(str(number), ("--oneapi-device-selector", f"level_zero:{number}"))
-        return Device(str(number), ("--cuda-device", str(number)))  # AMD's too: ComfyUI sets both
+            return Device(name, ("--oneapi-device-selector", f"level_zero:{name}"))
+        return Device(name, ("--cuda-device", name))  # AMD's too: ComfyUI sets both
 
     if wish is not None:
         if not all(part.strip().isdecimal() for part in wish.split(",")):
             raise JobError(f"--devices is {wish!r}; write numbers of GPUs, as 0,1")
-        return [device(n) for n in dict.fromkeys(map(int, wish.split(",")))]
+        return [device(str(n)) for n in dict.fromkeys(map(int, wish.split(",")))]
     count = 0 if "--cpu" in options else torch.cuda.device_count() or intel
     chosen = {"--cuda-device", "--oneapi-device-selector", "--directml"} & set(options)
-    return [device(n) for n in range(count)] if count > 1 and not chosen else [Device("")]
+    if count < 2 or chosen:
+        return [Device("")]
+    seen = [] if intel else visible_devices()[1]  # torch numbers only those that it sees
+    return [device(name) for name in (seen or [str(n) for n in range(count)])[:count]]
 
 
 class Workers:
@@ -235,11 +239,12 @@ class Workers:
                     process.stdin.close()
             assert process.stdout is not None
             for line in process.stdout:
-                if line.startswith(MARK):
-                    heard(json.loads(line[len(MARK) :]))
-                else:
+                said = told(line)
+                if said is None:
                     written.write(line)
                     written.flush()
+                else:
+                    heard(said)
             code = process.wait()
             with self._lock:
                 self._running.discard(process)
@@ -255,6 +260,16 @@ class Workers:
                 self.queue.write()
                 self._written = time.monotonic()
         self._screen.changed(whole=write)
+
+
+def told(line: str) -> dict[str, Any] | None:
+    """What a process says to the queue; None for any other line, and for one that is torn."""
+    if not line.startswith(MARK):
+        return None
+    try:
+        return json.loads(line[len(MARK) :])
+    except ValueError:
+        return None
 
 
 def reached(run: Path) -> dict[str, Any]:

@@ -18,8 +18,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import _processes
 from _job import train_job
-from _pack import import_pack
+from _pack import import_pack, print_anything
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:
@@ -38,12 +39,15 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(given)
     if not args.job and not (args.comfyui and args.checkpoint and args.pictures):
         parser.error("give a job's folder, or --comfyui, --checkpoint and --pictures")
+    if not args.job and _processes.started() > 1:
+        parser.error("several processes train a job together; write one with Train LoRA, where = job")
     return args
 
 
 def main() -> None:
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     args, options = arguments(sys.argv[1:end]), sys.argv[end + 1 :]
+    print_anything()
     if args.job:
         import_pack()
         code = train_job(args.job.resolve(), args.comfyui, [*options, *["--cpu"][: args.cpu]])

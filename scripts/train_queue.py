@@ -19,7 +19,7 @@ from pathlib import Path
 
 import _comfyui
 from _job import INTERRUPTED, PACK
-from _pack import import_pack
+from _pack import import_pack, print_anything
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:
@@ -35,10 +35,11 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Exit code: 0 all is finished, 1 something failed, 130 after Ctrl-C."""
+    """Exit code: 0 all is finished, 1 something is not, 130 after Ctrl-C."""
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     args, options = arguments(sys.argv[1:end]), sys.argv[end + 1 :]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    print_anything()
     import_pack()
     from _workers import Workers, devices
 
@@ -63,7 +64,7 @@ def main() -> int:
     if stopped:
         print("stopped; the same command goes on", file=sys.stderr)
         return INTERRUPTED
-    return 1 if queue.failed else 0
+    return 0 if queue.finished else 1
 
 
 if __name__ == "__main__":

@@ -162,8 +162,8 @@ class JobQueue:
         return [e for e in self.entries if self.progress[e.name].state == WAITING]
 
     @property
-    def failed(self) -> bool:
-        return any(p.state == FAILED for p in self.progress.values())
+    def finished(self) -> bool:
+        return all(p.state == FINISHED for p in self.progress.values())
 
     def update(self, name: str, **changes: Any) -> None:
         """In memory; `write` comes after."""

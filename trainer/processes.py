@@ -90,7 +90,9 @@ class Processes:
         given = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=device)
         grads = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
         flat = torch.cat([*grads, given, loss.reshape(1).to(device)])
+        flat = _carried(flat)
         self._all_reduce(flat)
+        flat = flat.to(device)
         *sums, given, total = flat.split([*(p.numel() for p in parameters), len(parameters), 1])
         for p, own, there in zip(parameters, sums, given.tolist(), strict=True):
             p.grad = own.view_as(p) if there else None
@@ -101,7 +103,7 @@ class Processes:
         if self.size == 1:
             return
         self.wait()
-        flat = torch.cat([p.detach().flatten() for p in parameters])
+        flat = _carried(torch.cat([p.detach().flatten() for p in parameters]))
         with _noticing():
             dist.broadcast(flat, 0)
         for p, own in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
@@ -179,6 +181,11 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+def _carried(flat: Tensor) -> Tensor:
+    """Where gloo can take it: it knows no devices but these."""
+    return flat if flat.device.type in ("cpu", "cuda") else flat.cpu()
 
 
 @contextmanager

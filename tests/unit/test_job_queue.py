@@ -66,7 +66,7 @@ def test_a_job_that_cannot_be_read_is_named_and_the_others_wait(tmp_path: Path) 
     (tmp_path / "torn" / "job.json").write_text("{")
     queue = JobQueue(tmp_path)
     assert [e.name for e in queue.waiting] == ["good"]
-    assert queue.failed
+    assert not queue.finished
     assert "no whole JSON" in queue.progress["torn"].error
 
 
