@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-MAX_BYTES = 3_500_000
+MAX_BYTES = 3_600_000
 PRODUCT = {
     *("__init__.py", "nodes", "trainer", "web", "workflows", "docs", "locales", "scripts", "recipes"),
     *("README.md", "README.zh.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
@@ -98,13 +98,11 @@ def anchors(text: str) -> set[str]:
     return {heading.replace(" ", "-") for heading in made}
 
 
-def test_pip_installs_every_package_of_the_engine_and_the_nodes(repo_root: Path) -> None:
-    listed = set(
-        re.findall(r'^    "(in_graph_lora[\w.]*)",$', (repo_root / "pyproject.toml").read_text(), re.M)
-    )
-    there = {
-        f"in_graph_lora.{path.parent.relative_to(repo_root).as_posix().replace('/', '.')}"
-        for room in ("nodes", "trainer")
-        for path in (repo_root / room).rglob("*.py")
-    }
-    assert listed == {"in_graph_lora", *there}
+def test_pip_installs_the_engine_the_nodes_and_what_they_read(repo_root: Path) -> None:
+    """setuptools cannot leave out a module of the root such as dev.py; this backend takes what is listed."""
+    project = (repo_root / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(r"^only-include = \[(.*)\]$", project, re.M)
+    assert found is not None
+    listed = set(re.findall(r'"([^"]+)"', found[1]))
+    assert listed == {"__init__.py", "py.typed", "nodes", "trainer", "recipes"}
+    assert all((repo_root / name).exists() for name in listed)
