@@ -53,7 +53,13 @@ from workbench.dev.steps import LOGS, only_one_setup  # noqa: E402
 from workbench.miniature import checkpoint  # noqa: E402
 
 
+SLOWEST_FIRST = ["live", "web", "workbench", "host", "parity", "gpu", "unit"]
+"""Folders of tests. Workers take whole files, and one that begins a long file last keeps all others waiting."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: place for place, name in enumerate(SLOWEST_FIRST)}
+    items.sort(key=lambda item: rank[item.path.relative_to(ROOT / "tests").parts[0]])
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu or os.environ.get("IGL_REHEARSE_GPU"):  # then their code runs on the CPU
         return

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from in_graph_lora.trainer.adapters.inject import Adapter, injected
 from in_graph_lora.trainer.config import AdapterConfig, MemoryConfig
@@ -78,6 +78,11 @@ def adapted(
         for p in adapter.parameters():
             p.data = 0.2 * torch.randn(p.shape, generator=g, dtype=p.dtype).to(p.device)
         yield denoiser, adapter
+
+
+def one_of_each(blocks: Sequence[nn.Module]) -> list[nn.Module]:
+    """The last block of each class: what compiles for it compiles for the others, and each takes seconds."""
+    return list({type(block): block for block in blocks}.values())
 
 
 def moved(noised: Noised, device: torch.device) -> Noised:

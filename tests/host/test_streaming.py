@@ -25,7 +25,7 @@ from in_graph_lora.trainer.memory.offloading import Copies
 from in_graph_lora.trainer.memory.streaming import Ring, streamed
 
 from ..tiny_models import TINY
-from .family_case import Case, adapted, relative
+from .family_case import Case, adapted, one_of_each, relative
 from .loaded import identities, weight_hash, write_pictures
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("output")]
@@ -86,7 +86,7 @@ def test_compiled_blocks_can_be_streamed_and_are_compiled_once(name: str) -> Non
     right, _ = gradients(c, 1.0)
     torch.compiler.reset()
     with adapted(c, "all linear", streamed=1.0) as (denoiser, adapter), ExitStack() as stack:
-        stack.enter_context(compiled(denoiser.blocks, backend="aot_eager"))
+        stack.enter_context(compiled(one_of_each(denoiser.blocks), backend="aot_eager"))
         stack.enter_context(streamed(denoiser.away, denoiser.device, PoisonedRing))
         stack.enter_context(checkpointed(denoiser.blocks, 1))
         graphs = []

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from in_graph_lora.trainer.adapters.inject import Adapter, injected
-from in_graph_lora.trainer.config import ADAPTER_KINDS, AdapterConfig
+from in_graph_lora.trainer.config import AdapterConfig
 from in_graph_lora.trainer.memory.checkpointing import checkpointed
 from in_graph_lora.trainer.memory.compiling import compiled
 from in_graph_lora.trainer.memory.out_of_place import out_of_place
@@ -265,12 +265,17 @@ def own_weight(layer: nn.Linear, dtype: torch.dtype, device: torch.device) -> Te
 
 @pytest.mark.filterwarnings(WARNING)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ADAPTER_KINDS)
-def test_blocks_share_what_was_compiled_whatever_their_number(kind: Any, dtype: torch.dtype) -> None:
-    assert 0 < compiled_graphs(2, kind, dtype) == compiled_graphs(10, kind, dtype)
+def test_blocks_share_what_was_compiled_whatever_their_number(dtype: torch.dtype) -> None:
+    assert 0 < compiled_graphs(2, "lora", dtype) == compiled_graphs(10, "lora", dtype)
+
+
+@pytest.mark.filterwarnings(WARNING)
+@pytest.mark.parametrize("kind", ["locon", "dora", "loha", "oft", "full"])  # the others compute as one of these
+def test_with_each_kind_a_further_block_compiles_nothing(kind: Any) -> None:
+    assert 0 < compiled_graphs(2, kind, torch.bfloat16) == compiled_graphs(3, kind, torch.bfloat16)
 
 
 @pytest.mark.filterwarnings(WARNING)
 def test_streamed_blocks_of_quantised_layers_share_it_too() -> None:
-    graphs = [compiled_graphs(depth, "lora", torch.bfloat16, quantised=True) for depth in (2, 10)]
+    graphs = [compiled_graphs(depth, "lora", torch.bfloat16, quantised=True) for depth in (2, 3)]
     assert 0 < graphs[0] == graphs[1]

@@ -40,7 +40,8 @@ def test(rest: Sequence[str]) -> int:
     arguments += [argument for argument in rest if argument != "--quick"]
     if not any(Path(argument.partition("::")[0]).exists() for argument in rest):  # the whole suite
         workers = min(os.cpu_count() or 1, MOST_WORKERS)
-        arguments = ["-n", str(workers), "--dist", "loadfile", *arguments]
+        spread = ["-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"]
+        arguments = [*spread, *arguments]
     return _run([python, "-m", "pytest", *arguments], IGL_COMFYUI=str(comfy))
 
 
