@@ -52,9 +52,8 @@ from workbench.dev import server as server_tools  # noqa: E402
 from workbench.dev.steps import LOGS, only_one_setup  # noqa: E402
 from workbench.miniature import checkpoint  # noqa: E402
 
-
 SLOWEST_FIRST = ["live", "web", "workbench", "host", "parity", "gpu", "unit"]
-"""Folders of tests. Workers take whole files, and one that begins a long file last keeps all others waiting."""
+"""Workers take whole files; one that began a long file last would keep all others waiting."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

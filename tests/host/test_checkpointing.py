@@ -225,7 +225,8 @@ def test_compiled_blocks_give_the_same_gradients(name: str, every: int) -> None:
     torch.compiler.reset()
     with adapted(c) as (denoiser, adapter):
         right = c.gradients(denoiser, adapter, torch.autograd.graph.allow_mutation_on_saved_tensors())
-        with compiled(one_of_each(denoiser.blocks), backend="aot_eager"), checkpointed(denoiser.blocks, every):
+        some = one_of_each(denoiser.blocks)
+        with compiled(some, backend="aot_eager"), checkpointed(denoiser.blocks, every):
             assert relative(c.gradients(denoiser, adapter), right) < 1e-5
     assert not any("forward" in vars(m) for m in denoiser.net.modules())
 

@@ -270,7 +270,7 @@ def test_blocks_share_what_was_compiled_whatever_their_number(dtype: torch.dtype
 
 
 @pytest.mark.filterwarnings(WARNING)
-@pytest.mark.parametrize("kind", ["locon", "dora", "loha", "oft", "full"])  # the others compute as one of these
+@pytest.mark.parametrize("kind", ["locon", "dora", "loha", "oft", "full"])  # the others are alike
 def test_with_each_kind_a_further_block_compiles_nothing(kind: Any) -> None:
     assert 0 < compiled_graphs(2, kind, torch.bfloat16) == compiled_graphs(3, kind, torch.bfloat16)
 
