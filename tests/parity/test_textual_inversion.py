@@ -97,8 +97,8 @@ def train_ours(case: Case, patcher: Any, clip: Any, latents: Tensor) -> list[Ste
         vectors = trained.embedding.vectors["clip_l"]
         updater = Updater(trained.groups, config, STEPS, fp16=False)
         drawn: list[Drawn] = []
-        draw, step = objective.draw, updater.step
-        object.__setattr__(objective, "draw", lambda *a: drawn.append(draw(*a)) or drawn[-1])
+        draw, step = objective.with_draws, updater.step
+        object.__setattr__(objective, "with_draws", lambda *a: drawn.append(draw(*a)) or drawn[-1])
         gradients: list[Tensor] = []
 
         def updated(loss: Tensor) -> Any:

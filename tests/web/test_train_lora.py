@@ -28,6 +28,7 @@ MAKE = """(id) => {
 }"""
 VALUES = "() => app.graph.serialize().nodes.map((node) => [node.id, node.widgets_values])"
 PREVIEWS = {"3": {"every": 4, "measure_every": 4, "prompts": "aawxbc figurine\na figurine"}}
+ENDED = "async () => Object.keys(await (await fetch('/history')).json()).length"
 SOON = 120_000
 
 
@@ -105,9 +106,10 @@ def test_a_training_is_shown_stopped_paused_and_found_again(canvas: Page, prompt
     # Pause: another Run trains nothing; Continue goes on.
     shown.press("Pause")
     paused = re.findall(r"Step (\d+) of 300", shown.says("Paused"))
+    done = canvas.evaluate(f"({ENDED})()")
     run(canvas)
-    canvas.wait_for_timeout(3000)
-    assert re.findall(r"Step (\d+) of 300", shown.says("Paused")) == paused
+    canvas.wait_for_function(f"async (n) => await ({ENDED})() === n", arg=done + 1, timeout=SOON)
+    shown.says(rf"Paused[\s\S]*Step {paused[0]} of 300")
     shown.press("Continue")
     reached = shown.step(int(paused[0]) + 1)
     assert canvas.evaluate(VALUES) == before, "nothing of the graph has changed"
