@@ -135,7 +135,7 @@ async def train(args: argparse.Namespace, stop: Stop) -> int:
         work = prepared(content, definitions, args.input)
         for note in work.notes:
             say(note)
-        say(f"{len(work.uploads)} files, of which the worker lacks …")
+        say(f"{len(work.uploads)} files; those that the worker lacks are sent")
         sent = await send_files(worker, work.uploads, lambda: stop.wished)
         say(f"{sent} were sent")
         if stop.wished:

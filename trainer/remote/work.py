@@ -15,7 +15,7 @@ from ..data.formats import SUFFIXES
 from ..data.metadata import METADATA_NAMES, SIDECAR_SUFFIXES
 from ..errors import DatasetError, JobError, shortened
 from ..files import read_json
-from ..jobs import FILE, Job
+from ..jobs import FILE, IN_PROMPT, Job
 from ..text import lines
 from .workflow import to_prompt
 
@@ -27,8 +27,6 @@ FOLDERS = ("folder", "class_folder", "mask_folder", "control_folder")
 PLACE = "in-graph-lora"
 """Below the other ComfyUI's input folder."""
 MODEL_SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl", ".gguf")
-JOB = "in_graph_lora_job"
-"""In extra_pnginfo: what the training has to be; see `host.jobs`."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def prepared(content: Json, object_info: Mapping[str, Any], inputs: Sequence[Pat
     if "nodes" in content and isinstance(content["nodes"], list):
         graph = _converted(content, object_info)
     elif "graph" in content and not _is_graph(content):
-        graph, extra = copy.deepcopy(content["graph"]), {JOB: content}
+        graph, extra = copy.deepcopy(content["graph"]), {IN_PROMPT: content}
     else:
         graph = copy.deepcopy(content)
     if unknown := sorted({node["class_type"] for node in graph.values()} - object_info.keys()):
