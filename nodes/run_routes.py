@@ -51,9 +51,7 @@ async def files(request: web.Request) -> web.Response:
     def read() -> dict[str, Any]:
         found = paths.runs().files(_run(request)).items()
         stats = [(name, path.stat()) for name, path in found if path.exists()]
-        return {
-            "files": [{"name": n, "bytes": s.st_size, "changed": float(s.st_mtime)} for n, s in stats]
-        }
+        return {"files": [{"name": n, "bytes": s.st_size, "changed": float(s.st_mtime)} for n, s in stats]}
 
     return await _answer(read)
 

@@ -165,6 +165,12 @@ class JobQueue:
     def finished(self) -> bool:
         return all(p.state == FINISHED for p in self.progress.values())
 
+    @property
+    def succeeded(self) -> bool:
+        """With the reports of sweeps."""
+        sweeps = {e.sweep for e in self.entries}
+        return self.finished and not any(e.error for s, e in self.evidence.items() if s in sweeps)
+
     def update(self, name: str, **changes: Any) -> None:
         """In memory; `write` comes after."""
         self.progress[name] = replace(self.progress[name], **changes)

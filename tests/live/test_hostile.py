@@ -112,7 +112,7 @@ def requests() -> list[Request]:
         out += [("GET", f"{RUNS}/toy/{name}/{more}", {}, None) for name in ids]
         out += [("GET", f"{RUNS}/toy/{RUN}/{more}", headers, None) for headers in FOREIGN]
         out += [(m, f"{RUNS}/toy/{RUN}/{more}", {}, b"{}") for m in ("POST", "PUT", "DELETE", "PATCH")]
-    inside = [f"checkpoints/{quote('..', safe='')}/{quote('..', safe='')}/leak", "leak.json", "checkpoints/leak.json", "training.pid"]
+    inside = ["checkpoints/%2e%2e/%2e%2e/leak", "leak.json", "checkpoints/leak.json", "training.pid"]
     files = [name for name in ids if name != "run.json"]
     out += [("GET", f"{RUNS}/toy/{RUN}/file?name={name}", {}, None) for name in [*files, *inside]]
     out += [("GET", RUNS, headers, None) for headers in FOREIGN]
@@ -176,7 +176,7 @@ def test_500_hostile_requests_are_refused_without_a_traceback_or_a_change(target
     write_run(runs)
     (runs / "toy" / RUN / "leak.json").symlink_to(target.base / "output")
     (runs / "toy" / RUN / "checkpoints" / "leak.json").symlink_to(__file__)
-    (runs / "toy" / RUN / "training.pid").write_text("1")
+    (runs / "toy" / RUN / "training.pid").write_text("999999999")  # of a process that was killed
     entry = write_entry(target.base / "output")
     log_before = len(target.log.read_text(errors="replace"))
     before = state(target.base)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from in_graph_lora.trainer.errors import JobError
-from in_graph_lora.trainer.job_queue import FAILED, FINISHED, RECORD, STOPPED, SUMMARY, JobQueue
+from in_graph_lora.trainer.job_queue import FAILED, FINISHED, RECORD, STOPPED, SUMMARY, Evidence, JobQueue
 
 from .test_sweep import job
 
@@ -57,6 +57,9 @@ def test_a_sweep_is_its_jobs_and_is_reported_when_all_are_settled(tmp_path: Path
     assert queue.loras(queue.sweep_to_report("ranks")) == ["a.safetensors", "b.safetensors"]
     assert "| 8 | finished | 0.2500 | a.safetensors |" in (tmp_path / SUMMARY).read_text()
     assert "1:01" in queue.table()
+    assert queue.succeeded
+    queue.evidence["ranks"] = Evidence(error="out of memory")
+    assert not queue.succeeded, "the report was asked for too"
     assert all(len(line) <= 40 for line in queue.table(40).splitlines())
 
 

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from in_graph_lora.trainer.errors import DatasetError, JobError, RemoteError
 from in_graph_lora.trainer.remote.fetch import fetch_run, put_lora
-from in_graph_lora.trainer.remote.follow import CANCELLED, FAILED, SUCCESS, Following
+from in_graph_lora.trainer.remote.follow import CANCELLED, FAILED, SUCCESS, Following, send_files
 from in_graph_lora.trainer.remote.work import Work, prepared, read_workflow
 from in_graph_lora.trainer.remote.worker import Worker
 from in_graph_lora.trainer.runs.listing import Runs
@@ -61,11 +61,27 @@ class Fake:
         self.refusal: dict[str, Any] = {}
         self.files: dict[str, Path] = {}
         self.down = 0
+        self.kept: dict[tuple[str, str], bytes] = {}
+        self.too_large = ""
+
+    async def files_of(self, request: web.Request) -> web.Response:
+        if request.path == "/view":
+            own = self.kept.get((request.query["subfolder"], request.query["filename"]))
+            return web.Response(status=404) if own is None else web.Response(body=own)
+        form = await request.post()
+        own = form["image"]
+        assert isinstance(own, web.FileField)
+        if own.filename == self.too_large:
+            return web.Response(status=413)
+        self.kept[str(form["subfolder"]), own.filename] = own.file.read()
+        return web.json_response({"name": own.filename})
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if self.down:
             self.down -= 1
             return web.Response(status=503)
+        if request.path in ("/view", "/upload/image"):
+            return await self.files_of(request)
         if request.path == "/ws":
             socket = web.WebSocketResponse()
             await socket.prepare(request)
@@ -127,6 +143,12 @@ def test_files_go_into_a_folder_named_by_their_content_and_the_graph_says_so(toy
     assert "leak.txt" in left.notes[0]
 
 
+def test_a_path_that_an_earlier_sending_wrote_stays_where_its_files_are(toys: Path) -> None:
+    own = prepared(graph(), INFO, [toys.parent])
+    again = prepared(own.graph, INFO, [toys.parent])
+    assert (again.graph, again.uploads) == (own.graph, [])
+
+
 def test_what_is_wrong_with_the_work_is_said_before_anything_is_sent(toys: Path) -> None:
     def refused(content: dict[str, Any], message: str, kind: type[Exception] = JobError) -> None:
         with pytest.raises(kind, match=message):
@@ -138,7 +160,7 @@ def test_what_is_wrong_with_the_work_is_said_before_anything_is_sent(toys: Path)
     refused(graph("empty"), "holds no pictures", DatasetError)
     refused(graph(**{"4": {"class_type": "Odd", "inputs": {}}}), "has no node Odd")
     other = {"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "b.safetensors"}}}
-    refused(graph(**other), r"has no b.safetensors \(CheckpointLoaderSimple, ckpt_name; it has a.safetensors\)")
+    refused(graph(**other), r"b.safetensors \(CheckpointLoaderSimple, ckpt_name; it has a.safetensors\)")
     refused({"1": graph()["1"]}, "nothing to train")
     refused({"nodes": [{"id": 1}], "links": []}, "the workflow's file is damaged")
 
@@ -181,6 +203,25 @@ def test_a_worker_that_cannot_train_is_named() -> None:
 async def _definitions(url: str) -> None:
     async with Worker(url, print) as worker:
         await worker.definitions("")
+
+
+def test_only_what_is_not_there_whole_is_sent(toys: Path) -> None:
+    (toys / '小猫 "1".txt').write_text("一只小猫", encoding="utf-8")
+    work, fake = prepared(graph(), INFO, [toys.parent]), Fake()
+
+    def send() -> int:
+        return with_worker(fake, lambda worker: send_files(worker, work.uploads, lambda: False))
+
+    assert send() == 4
+    assert {(u.subfolder, u.name): u.path.read_bytes() for u in work.uploads} == fake.kept
+    assert send() == 0
+    torn = next(iter(fake.kept))
+    fake.kept[torn] = b""
+    assert send() == 1
+    fake.kept.clear()
+    fake.too_large = "a.png"
+    with pytest.raises(RemoteError, match="a.png is larger than the worker takes"):
+        send()
 
 
 def trained(fake: Fake, said: list[str], *, stop: bool = False) -> Any:

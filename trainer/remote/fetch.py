@@ -32,7 +32,7 @@ async def fetch_run(worker: Worker, run: str, runs: Path) -> RunFolder | None:
     for file in files:
         parts = PurePosixPath(file["name"]).parts
         if not parts or not all(map(_is_plain, parts)):
-            raise RemoteError(f"the worker tells of a file {file['name']!r} outside of its run; it is left there")
+            raise RemoteError(f"the worker tells of a file {file['name']!r} outside of its run; left there")
     files.sort(key=lambda file: file["name"] == RECORD)  # last: it says what the others are
     folder: Path | None = None
     try:

@@ -156,8 +156,8 @@ def _moved(
     for node in graph.values():
         own, info = node["inputs"], object_info[node["class_type"]]
         for name, value in list(own.items()):
-            if not isinstance(value, str) or not value.strip():
-                continue
+            if not isinstance(value, str) or not value.strip() or value.startswith(f"{PLACE}/"):
+                continue  # the last: a run that was fetched has the paths there
             if node["class_type"] == "LoadDataset" and name in FOLDERS:
                 there = []
                 for typed in lines(value) if name == "control_folder" else [value]:
@@ -218,9 +218,7 @@ def _files(folder: Path, notes: list[str]) -> Iterator[tuple[str, Path]]:
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in names:
             path = Path(parent, name)
-            if name.startswith(".") or not (
-                path.suffix.lower() in wanted or name.lower() in METADATA_NAMES
-            ):
+            if name.startswith(".") or not (path.suffix.lower() in wanted or name.lower() in METADATA_NAMES):
                 continue
             if not path.is_file() or not path.resolve().is_relative_to(folder):
                 left.append(name)  # a link may lead to private files

@@ -33,7 +33,7 @@ class Lost(RemoteError):
 
 
 class Worker:
-    """`async with Worker(url, say) as worker:`. Methods raise RemoteError; Lost where trying again may help."""
+    """`async with Worker(url, say) as worker:`. Raises RemoteError, Lost where trying again may help."""
 
     def __init__(
         self, url: str, say: Say, headers: Mapping[str, str] | None = None, patience: float = 600

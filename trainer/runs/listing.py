@@ -122,9 +122,7 @@ class Runs:
                 continue
             folders[:] = [f for f in folders if not f.startswith(".")]
             paths = [own / n for n in names if not n.startswith(".") and n != IN_USE]
-            found |= {
-                p.relative_to(root).as_posix(): p for p in paths if p.is_file() and not p.is_symlink()
-            }
+            found |= {p.relative_to(root).as_posix(): p for p in paths if p.is_file() and not p.is_symlink()}
         return dict(sorted(found.items()))
 
     def size(self) -> int:
