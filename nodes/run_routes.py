@@ -69,6 +69,18 @@ async def file(request: web.Request) -> web.StreamResponse:
     return web.FileResponse(path, headers={**headers, "Content-Disposition": "attachment"})
 
 
+async def jobs(request: web.Request) -> web.Response:
+    """GET /in_graph_lora/jobs: {jobs} in output/in-graph-lora/jobs, and how far a queue is with each."""
+    del request
+
+    def read() -> dict[str, Any]:
+        from ..trainer.job_queue import listed
+
+        return {"jobs": listed(paths.jobs_directory())}
+
+    return await _answer(read)
+
+
 async def version(request: web.Request) -> web.Response:
     """GET /in_graph_lora/version: {version} of the pack, for who sends it work."""
     del request
@@ -112,4 +124,5 @@ def register() -> None:
     add_route("GET", "/in_graph_lora/runs/{name}/{run}/files", files)
     add_route("GET", "/in_graph_lora/runs/{name}/{run}/file", file)
     add_route("GET", "/in_graph_lora/version", version)
+    add_route("GET", "/in_graph_lora/jobs", jobs)
     add_route("DELETE", "/in_graph_lora/runs/{name}/{run}", delete)
