@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 COMFYUI = PACK.parent.parent
 INTERRUPTED = 130
+TEXTS = 3
+"""Of a node: Caption Images has one for each picture."""
 
 
 def arguments(given: Sequence[str]) -> argparse.Namespace:
@@ -85,9 +87,12 @@ class Screen:
 
     def __call__(self, event: str, data: Mapping[str, Any]) -> None:
         if event == "executed":
-            for text in data["output"].get("text") or ():
-                if isinstance(text, str) and text.strip():
-                    say(f"{self._titles.get(data['node'], 'a node')}: {text.strip()}")
+            title = self._titles.get(data["node"], "a node")
+            texts = [text for text in data["output"].get("text") or () if isinstance(text, str)]
+            for text in filter(None, map(str.strip, texts[:TEXTS])):
+                say(f"{title}: {text}")
+            if len(texts) > TEXTS:
+                say(f"{title}: and {len(texts) - TEXTS} more")
         if event != "in_graph_lora.progress":
             return
         for notice in data.get("notices", ()):
@@ -139,6 +144,7 @@ async def train(args: argparse.Namespace, stop: Stop) -> int:
         sent = await send_files(worker, work.uploads, lambda: stop.wished)
         say(f"{sent} were sent")
         if stop.wished:
+            print("stopped before anything was trained; the same command goes on", file=sys.stderr)
             return INTERRUPTED
         titles = _titles(work, definitions)
         end = await Following(worker, work, Screen(titles), say, lambda: stop.wished).train()

@@ -268,7 +268,10 @@ class _Request:
         if isinstance(error, aiohttp.InvalidURL):
             return RemoteError(f"{self._url} is no address; write it as http://192.168.1.5:8188")
         reason = str(error) or type(error).__name__
-        return Lost(f"no ComfyUI answers at {self._url} ({reason})")
+        return Lost(
+            f"no ComfyUI answers at {self._url} ({reason}); check the address, and whether it runs and may be"
+            " reached"
+        )
 
 
 async def _json(answer: aiohttp.ClientResponse) -> Any:
