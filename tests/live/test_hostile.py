@@ -107,6 +107,9 @@ def requests() -> list[Request]:
             (method, f"{RUNS}/toy/{RUN}/{more}", {}, None)
             for more in ("..", "checkpoints", "run.json", "%2e%2e")
         ]
+    others = ("/in_graph_lora/jobs", "/in_graph_lora/version")
+    out += [("GET", path, headers, None) for path in others for headers in FOREIGN]
+    out += [(m, path, {}, b"{}") for path in others for m in ("POST", "PUT", "DELETE", "PATCH")]
     for more in ("files", "file?name=run.json"):
         out += [("GET", f"{RUNS}/{name}/{RUN}/{more}", {}, None) for name in ids]
         out += [("GET", f"{RUNS}/toy/{name}/{more}", {}, None) for name in ids]

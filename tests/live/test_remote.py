@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -81,7 +83,7 @@ def start(comfyui: Path, folder: Path, port: int) -> server_tools.Server:
     )
 
 
-def work(folder: Path, tmp_path: Path, **train: object) -> Path:
+def work(folder: Path, tmp_path: Path, checkpoint_every: int, **train: object) -> Path:
     """A graph on pictures that no server has."""
     prompt = graph(str(folder), preview=["14", 0], **train)
     prompt = {key: prompt[key] for key in ("1", "2", "3", "4")}
@@ -91,7 +93,7 @@ def work(folder: Path, tmp_path: Path, **train: object) -> Path:
             "prompts": "", "every": 1000, "held_out": 0, "measure_every": 50, "keep_best": False,
             "patience": 0, "negative": "", "seed": 0, "sampling_steps": 1, "cfg": 1.0,
             "sampler_name": "euler", "scheduler": "normal", "width": 64, "height": 64,
-            "checkpoint_every": 2, "keep_states": 2,
+            "checkpoint_every": checkpoint_every, "keep_states": 2,
         },
     }  # fmt: skip
     path = tmp_path / "work.json"
@@ -109,7 +111,7 @@ def test_a_worker_that_is_killed_and_comes_back_ends_the_training_and_the_lora_c
     _link_or_copy(tiny_checkpoint, there / "models" / "checkpoints" / tiny_checkpoint.name)
     port = server_tools.free_port()
     elsewhere.append(start(comfyui, there, port))
-    path = work(pictures.parent, tmp_path, name="far", steps=12)
+    path = work(pictures.parent, tmp_path, 2, name="far", steps=12)
     output = server.base / "output"
 
     first = Remote(repo_root, f"127.0.0.1:{port}", path, "--output", output)
@@ -139,16 +141,67 @@ def test_a_worker_that_is_killed_and_comes_back_ends_the_training_and_the_lora_c
         assert "far.safetensors" in answer.read().decode()
 
 
-def test_ctrl_c_keeps_the_work_there_and_brings_it_here(server, repo_root, tmp_path) -> None:
+class Cable:
+    """Passes on what comes to `port`, until it is cut; a new connection goes through again."""
+
+    def __init__(self, to: str) -> None:
+        self._to = to.removeprefix("http://").split(":")
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self._ends: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                here, _ = self._listening.accept()
+            except OSError:
+                return
+            there = socket.create_connection((self._to[0], int(self._to[1])))
+            self._ends += [here, there]
+            for one, other in ((here, there), (there, here)):
+                threading.Thread(target=self._pass_on, args=(one, other), daemon=True).start()
+
+    def _pass_on(self, one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(65536):
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+
+    def cut(self) -> None:
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.cut()
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        for end in self._ends:
+            end.close()
+
+
+def test_a_cut_connection_is_found_again_and_ctrl_c_keeps_the_work_and_brings_it_here(
+    server, repo_root, tmp_path
+) -> None:
+    cable = Cable(server.url)
     pictures = make_pictures(tmp_path / "toys")
-    path = work(pictures, tmp_path, name="far-stopped", steps=50_000)
-    remote = Remote(repo_root, server.url, path, "--output", tmp_path / "output")
+    path = work(pictures, tmp_path, 1000, name="far-stopped", steps=50_000)
+    remote = Remote(repo_root, f"127.0.0.1:{cable.port}", path, "--output", tmp_path / "output")
     try:
-        remote.until("step 3/")
+        remote.until("step 2/")
+        cable.cut()
+        remote.until("connected again")
+        before = len(remote.lines)
+        while not any(line.startswith("step ") for line in remote.lines[before:]):
+            assert remote.process.poll() is None, remote.said
+            time.sleep(0.05)
         remote.process.send_signal(signal.SIGINT)
         assert remote.ended() == 130, remote.said
     finally:
+        cable.close()
         shutil.rmtree(server.base / "input" / "in-graph-lora", ignore_errors=True)
+    assert "sent again" not in remote.said, "it went on there meanwhile"
     assert remote.lines[-1] == "stopped; the same command goes on"
     (run,) = (tmp_path / "output" / "in-graph-lora" / "far-stopped").iterdir()
     checkpoint, _ = newest(run / "checkpoints")
