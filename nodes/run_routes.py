@@ -1,4 +1,4 @@
-"""HTTP endpoints of the Runs panel and of Load Run, below /in_graph_lora/runs."""
+"""HTTP endpoints of the Runs panel, of Load Run and of scripts/remote.py, below /in_graph_lora/runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
+from .. import __version__
 from ..trainer.errors import StorageError
 from ..trainer.host import paths
 from ..trainer.host.progress import add_route, files_changed
@@ -44,6 +45,48 @@ async def detail(request: web.Request) -> web.Response:
     return await _answer(read)
 
 
+async def files(request: web.Request) -> web.Response:
+    """GET /{name}/{run}/files: {files: [{name, bytes, changed}]} of a run, for who fetches it."""
+
+    def read() -> dict[str, Any]:
+        found = paths.runs().files(_run(request)).items()
+        stats = [(name, path.stat()) for name, path in found if path.exists()]
+        return {"files": [{"name": n, "bytes": s.st_size, "changed": float(s.st_mtime)} for n, s in stats]}
+
+    return await _answer(read)
+
+
+async def file(request: web.Request) -> web.StreamResponse:
+    """GET /{name}/{run}/file?name=N: one file of those that `files` lists."""
+    try:
+        found = await asyncio.to_thread(lambda: paths.runs().files(_run(request)))
+    except StorageError as error:
+        return web.json_response({"error": str(error)}, status=404)
+    path = found.get(request.query.get("name", ""))
+    if path is None:
+        return web.json_response({"error": "there is no such file in this run"}, status=404)
+    headers = {"Cache-Control": "no-store", "Content-Type": "application/octet-stream"}
+    return web.FileResponse(path, headers={**headers, "Content-Disposition": "attachment"})
+
+
+async def jobs(request: web.Request) -> web.Response:
+    """GET /in_graph_lora/jobs: {jobs} in output/in-graph-lora/jobs, and how far a queue is with each."""
+    del request
+
+    def read() -> dict[str, Any]:
+        from ..trainer.job_queue import listed
+
+        return {"jobs": listed(paths.jobs_directory())}
+
+    return await _answer(read)
+
+
+async def version(request: web.Request) -> web.Response:
+    """GET /in_graph_lora/version: {version} of the pack, for who sends it work."""
+    del request
+    return web.json_response({"version": __version__})
+
+
 async def delete(request: web.Request) -> web.Response:
     """DELETE /{name}/{run}: the run's folder goes; 409 while it is trained."""
     if request.can_read_body:
@@ -78,4 +121,8 @@ async def _answer(work: Callable[[], dict[str, Any]]) -> web.Response:
 def register() -> None:
     add_route("GET", "/in_graph_lora/runs", page)
     add_route("GET", "/in_graph_lora/runs/{name}/{run}", detail)
+    add_route("GET", "/in_graph_lora/runs/{name}/{run}/files", files)
+    add_route("GET", "/in_graph_lora/runs/{name}/{run}/file", file)
+    add_route("GET", "/in_graph_lora/version", version)
+    add_route("GET", "/in_graph_lora/jobs", jobs)
     add_route("DELETE", "/in_graph_lora/runs/{name}/{run}", delete)

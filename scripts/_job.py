@@ -75,7 +75,9 @@ def _host(graph: Mapping[str, Any], comfyui: Path | None, options: Sequence[str]
 
 
 def _run(job: Job, host: _comfyui.Headless, told: _comfyui.Told) -> None:
-    host.run(job.graph, job.node, {"in_graph_lora_job": job.content()}, told)
+    from in_graph_lora.trainer.jobs import IN_PROMPT
+
+    host.run(job.graph, job.node, {IN_PROMPT: job.content()}, told)
 
 
 def _run_with_others(folder: Path, comfyui: Path | None, options: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,12 @@ def print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def version() -> str:
+    """Of the pack; it is read and not imported, since that needs ComfyUI."""
+    found = re.search(r'^__version__ = "(.+)"$', (PACK / "__init__.py").read_text(encoding="utf-8"), re.M)
+    return found[1] if found else ""
 
 
 def code_digest() -> str:

@@ -157,8 +157,11 @@ class Workers:
             shown = {key: what[key] for key in ("step", "steps", "loss", "run") if key in what}
             self._update(name, write=False, seconds=before + time.monotonic() - began, **shown)
 
-        log = self.queue.folder / name / "train.log"
-        code = self._process(["job", str(self.queue.folder / name)], device, log, heard)
+        folder = self.queue.folder / name
+        log = folder / "train.log"
+        code = self._process(["job", str(folder)], device, log, heard) if folder.is_dir() else 1
+        if code != 0 and not folder.is_dir():
+            found["error"] = f"the folder {folder} was deleted while the queue ran"
         ended: dict[str, Any] = {"seconds": before + time.monotonic() - began}
         if code == 0 and found.get("lora"):
             ended |= {"state": FINISHED, "error": "", **reached(Path(found["run"]))}

@@ -64,7 +64,7 @@ def main() -> int:
     if stopped:
         print("stopped; the same command goes on", file=sys.stderr)
         return INTERRUPTED
-    return 0 if queue.finished else 1
+    return 0 if queue.succeeded else 1
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
     ├── ModelError      the model, VAE or CLIP cannot be trained or do not belong together
     ├── LoraFileError   a LoRA file cannot be read
     ├── StorageError    a file or a folder cannot be written
-    ├── JobError        a job's file cannot be used
+    ├── JobError        a job's file, or a workflow, cannot be used
+    ├── RemoteError     another ComfyUI cannot be reached, or cannot do what is asked
     └── TrainingError   the run itself went wrong (NaN loss, out of memory)
 
 A message is one sentence that names the thing, the value and the remedy.
@@ -40,6 +41,10 @@ class StorageError(TrainerError):
 
 
 class JobError(TrainerError):
+    pass
+
+
+class RemoteError(TrainerError):
     pass
 
 

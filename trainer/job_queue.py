@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .errors import JobError
-from .files import natural_key, not_written, read_json, write_json, write_text
+from .files import is_writing, natural_key, not_written, read_json, write_json, write_text
 from .jobs import FILE, Job
 from .sweep import Swept, is_sweep, jobs_of
 
@@ -124,28 +124,14 @@ class JobQueue:
             raise not_written(folder / LOCK, error) from error
 
     def _read(self) -> tuple[Mapping[str, Progress], dict[str, Evidence]]:
+        found = _record(self.folder)
         path = self.folder / RECORD
-        content = read_json(path)
-        whole = isinstance(content, dict) and content.get("format") == FORMAT
-        jobs = content.get("jobs") if whole else None
-        reports = content.get("evidence") if whole else None
-        if not isinstance(jobs, dict) or not isinstance(reports, dict):
-            if path.exists():
-                self.notes.append(
-                    f"{path} is damaged or of another version and is written anew; what is finished is found"
-                    " again by its runs"
-                )
-            return {}, {}
-        names = {f.name for f in fields(Evidence)}
-        known = {name: Progress.read(own) for name, own in jobs.items()}
-        return (
-            {name: own for name, own in known.items() if own is not None},
-            {
-                name: Evidence(**own)
-                for name, own in reports.items()
-                if isinstance(own, dict) and own.keys() == names
-            },
-        )
+        if found is None and path.exists():
+            self.notes.append(
+                f"{path} is damaged or of another version and is written anew; what is finished is found"
+                " again by its runs"
+            )
+        return found or ({}, {})
 
     def _start(self, entry: Entry, before: Progress | None) -> Progress:
         """A finished job stays so while its file and its LoRA are what they were."""
@@ -164,6 +150,12 @@ class JobQueue:
     @property
     def finished(self) -> bool:
         return all(p.state == FINISHED for p in self.progress.values())
+
+    @property
+    def succeeded(self) -> bool:
+        """With the reports of sweeps."""
+        sweeps = {e.sweep for e in self.entries}
+        return self.finished and not any(e.error for s, e in self.evidence.items() if s in sweeps)
 
     def update(self, name: str, **changes: Any) -> None:
         """In memory; `write` comes after."""
@@ -246,6 +238,59 @@ class JobQueue:
             loss = "" if p.loss is None else f"{p.loss:.4f}"
             rows.append((*(str(values.get(name, "")) for name in inputs), p.state, loss, Path(p.lora).name))
         return _table((*inputs, "state", "loss", "LoRA"), rows)
+
+
+def _record(folder: Path) -> tuple[dict[str, Progress], dict[str, Evidence]] | None:
+    """Of queue.json; None where no queue of this version wrote it."""
+    content = read_json(folder / RECORD)
+    whole = isinstance(content, dict) and content.get("format") == FORMAT
+    jobs = content.get("jobs") if whole else None
+    reports = content.get("evidence") if whole else None
+    if not isinstance(jobs, dict) or not isinstance(reports, dict):
+        return None
+    names = {f.name for f in fields(Evidence)}
+    known = {name: Progress.read(own) for name, own in jobs.items()}
+    return (
+        {name: own for name, own in known.items() if own is not None},
+        {
+            name: Evidence(**own)
+            for name, own in reports.items()
+            if isinstance(own, dict) and own.keys() == names
+        },
+    )
+
+
+def listed(folder: Path) -> list[dict[str, Any]]:
+    """{name, state, step, steps, loss, error} of each job that is there, for the page. Nothing is written.
+
+    A job that no queue has seen waits. What is said to be trained by a queue that is gone was stopped.
+    """
+    known, _ = _record(folder) or ({}, {})
+    files = [folder / name / FILE for name in known]
+    new = [path for path in folder.glob(f"*/{FILE}") if not any(path.parent in f.parents for f in files)]
+    there = {
+        p.parent.relative_to(folder).as_posix(): known.get(p.parent.relative_to(folder).as_posix())
+        for p in [*files, *new]
+        if p.is_file()
+    }
+    alive = _is_running(folder)
+    out = []
+    for name in sorted(there, key=natural_key):
+        own = there[name] or Progress()
+        state = STOPPED if own.state == TRAINING and not alive else own.state
+        shown = {"step": own.step, "steps": own.steps, "loss": own.loss, "error": own.error}
+        out.append({"name": name, "state": state, **shown})
+    return out
+
+
+def _is_running(folder: Path) -> bool:
+    """By the process that wrote queue.json: to ask for the lock could keep a queue from starting."""
+    content = read_json(folder / RECORD)
+    process = content.get("process") if isinstance(content, dict) else None
+    try:
+        return type(process) is int and is_writing(process, (folder / RECORD).stat().st_mtime)
+    except OSError:
+        return False
 
 
 HEAD = ("job", "state", "step", "loss", "time", "device", "")

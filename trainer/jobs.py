@@ -23,6 +23,9 @@ FILE = "job.json"
 FORMAT = 1
 """Counts up when an older version would misread the file."""
 
+IN_PROMPT = "in_graph_lora_job"
+"""In a prompt's extra_pnginfo: `Job.content` of what is being trained."""
+
 Graph = Mapping[str, Mapping[str, Any]]
 """ComfyUI's API format: node id → {class_type, inputs}."""
 

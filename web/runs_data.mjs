@@ -1,7 +1,7 @@
 // Runs as data: what the list says of them, their curves, and how their settings differ. Nothing here touches the page.
 
 import { smoothed } from "./loss_chart.mjs";
-import { t, word } from "./words.mjs";
+import { t, told, word } from "./words.mjs";
 
 /**
  * @typedef {[number, number | null]} Point step and loss
@@ -37,6 +37,8 @@ const STATES = {
   training: word("is being trained"),
   finished: word("finished"),
   stopped: word("stopped"),
+  waiting: word("waiting"),
+  failed: word("failed"),
 };
 
 /** One line of a run. */
@@ -44,6 +46,22 @@ export function about(/** @type {Summary} */ run) {
   const steps = t("step {step}", { step: run.steps ? `${run.step}/${run.steps}` : run.step });
   const state = t(STATES[run.state] ?? run.state);
   return `${titleOf(run.id).started} · ${steps} · ${state} · ${bytes(run.bytes)}`;
+}
+
+/** @typedef {{name: string, state: string, step: number, steps: number, loss: number | null, error: string}} Job */
+
+/** "Jobs: 1 failed, 2 waiting" */
+export function jobsTitle(/** @type {Job[]} */ jobs) {
+  const counts = ["training", "failed", "stopped", "waiting"].map((state) => [state, jobs.filter((job) => job.state === state).length]);
+  const shown = counts.filter(([, count]) => count).map(([state, count]) => `${count} ${t(STATES[state])}`);
+  return t("Jobs: {counts}", { counts: shown.join(", ") });
+}
+
+/** One line of a job, with the first line of what went wrong. */
+export function jobLine(/** @type {Job} */ job) {
+  const steps = job.steps ? [t("step {step}", { step: `${job.step}/${job.steps}` })] : [];
+  const error = job.error ? [told(job.error).split("\n")[0]] : [];
+  return [job.name, t(STATES[job.state] ?? job.state), ...steps, ...error].join(" · ");
 }
 
 /** Where ComfyUI keeps a picture. */

@@ -3,6 +3,7 @@
 
 import { CacheLine } from "./cache_line.mjs";
 import { ask, drawing, keepEvents, make, openPictures } from "./elements.mjs";
+import { JobLines } from "./job_lines.mjs";
 import { Details, routeOf, runList } from "./run_list.mjs";
 import { bytes, curves, differences, pictureOf, titleOf } from "./runs_data.mjs";
 import { t, told } from "./words.mjs";
@@ -29,6 +30,7 @@ export class RunsPanel {
     this.total = make("span", { className: "igl-total" });
     this.said = make("div", { className: "igl-said", role: "status" });
     this.overlay = make("div", { className: "igl-overlay" });
+    this.jobs = new JobLines(actions);
     this.cache = new CacheLine(actions, (lines) => this.say(lines));
     this.list = runList(actions, this.details, {
       rowHeight: ROW_HEIGHT,
@@ -43,6 +45,7 @@ export class RunsPanel {
         { className: "igl igl-runs" },
         make("div", { className: "igl-head" }, make("b", {}, t("Training runs")), this.total, again),
         this.said,
+        this.jobs.element,
         this.overlay,
         this.list.element,
         this.cache.element,
@@ -52,7 +55,7 @@ export class RunsPanel {
   }
 
   refresh() {
-    return Promise.all([this.list.refresh(), this.cache.refresh()]);
+    return Promise.all([this.list.refresh(), this.jobs.refresh(), this.cache.refresh()]);
   }
 
   dispose() {

@@ -107,6 +107,17 @@ def requests() -> list[Request]:
             (method, f"{RUNS}/toy/{RUN}/{more}", {}, None)
             for more in ("..", "checkpoints", "run.json", "%2e%2e")
         ]
+    others = ("/in_graph_lora/jobs", "/in_graph_lora/version")
+    out += [("GET", path, headers, None) for path in others for headers in FOREIGN]
+    out += [(m, path, {}, b"{}") for path in others for m in ("POST", "PUT", "DELETE", "PATCH")]
+    for more in ("files", "file?name=run.json"):
+        out += [("GET", f"{RUNS}/{name}/{RUN}/{more}", {}, None) for name in ids]
+        out += [("GET", f"{RUNS}/toy/{name}/{more}", {}, None) for name in ids]
+        out += [("GET", f"{RUNS}/toy/{RUN}/{more}", headers, None) for headers in FOREIGN]
+        out += [(m, f"{RUNS}/toy/{RUN}/{more}", {}, b"{}") for m in ("POST", "PUT", "DELETE", "PATCH")]
+    inside = ["checkpoints/%2e%2e/%2e%2e/leak", "leak.json", "checkpoints/leak.json", "training.pid"]
+    files = [name for name in ids if name != "run.json"]
+    out += [("GET", f"{RUNS}/toy/{RUN}/file?name={name}", {}, None) for name in [*files, *inside]]
     out += [("GET", RUNS, headers, None) for headers in FOREIGN]
     out += [("GET", path, headers, None) for path in (FOLDERS, f"/api{FOLDERS}") for headers in FOREIGN]
     out += [("GET", f"{FOLDERS}/{name}", {}, None) for name in ids]
@@ -166,6 +177,9 @@ def test_500_hostile_requests_are_refused_without_a_traceback_or_a_change(target
     for left in runs.glob("toy/*"):
         pytest.fail(f"{left} is of another test")
     write_run(runs)
+    (runs / "toy" / RUN / "leak.json").symlink_to(target.base / "output")
+    (runs / "toy" / RUN / "checkpoints" / "leak.json").symlink_to(__file__)
+    (runs / "toy" / RUN / "training.pid").write_text("999999999")  # of a process that was killed
     entry = write_entry(target.base / "output")
     log_before = len(target.log.read_text(errors="replace"))
     before = state(target.base)
@@ -180,6 +194,7 @@ def test_500_hostile_requests_are_refused_without_a_traceback_or_a_change(target
 
     # The same requests as our page sends them are answered, so the ids above were refused for what they were.
     assert send(target.url, "GET", f"{RUNS}/toy/{RUN}", {"Sec-Fetch-Site": "same-origin"}, None) == 200
+    assert send(target.url, "GET", f"{RUNS}/toy/{RUN}/file?name=run.json", {}, None) == 200
     assert send(target.url, "GET", RUNS, {"Origin": target.url}, None) == 200
     assert send(target.url, "DELETE", f"{RUNS}/toy/{RUN}", {"Origin": target.url}, None) == 200
     assert entry.exists()

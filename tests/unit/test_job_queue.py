@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,17 @@ from typing import Any
 import pytest
 
 from in_graph_lora.trainer.errors import JobError
-from in_graph_lora.trainer.job_queue import FAILED, FINISHED, RECORD, STOPPED, SUMMARY, JobQueue
+from in_graph_lora.trainer.job_queue import (
+    FAILED,
+    FINISHED,
+    RECORD,
+    STOPPED,
+    SUMMARY,
+    TRAINING,
+    Evidence,
+    JobQueue,
+    listed,
+)
 
 from .test_sweep import job
 
@@ -57,7 +69,37 @@ def test_a_sweep_is_its_jobs_and_is_reported_when_all_are_settled(tmp_path: Path
     assert queue.loras(queue.sweep_to_report("ranks")) == ["a.safetensors", "b.safetensors"]
     assert "| 8 | finished | 0.2500 | a.safetensors |" in (tmp_path / SUMMARY).read_text()
     assert "1:01" in queue.table()
+    assert queue.succeeded
+    queue.evidence["ranks"] = Evidence(error="out of memory")
+    assert not queue.succeeded, "the report was asked for too"
     assert all(len(line) <= 40 for line in queue.table(40).splitlines())
+
+
+def test_the_page_lists_what_is_there_without_writing(tmp_path: Path) -> None:
+    for name in ("a", "b", "gone"):
+        job().write(tmp_path / name)
+    job(rank={"sweep": [8, 16]}).write(tmp_path / "ranks")
+    assert [(j["name"], j["state"]) for j in listed(tmp_path)] == [
+        (name, "waiting") for name in ("a", "b", "gone", "ranks")
+    ]
+    assert not (tmp_path / RECORD).exists()
+    queue = JobQueue(tmp_path)
+    queue.update("a", state=FAILED, error="out of memory")
+    queue.update("b", state=TRAINING, step=2, steps=9)
+    queue.write()
+    shutil.rmtree(tmp_path / "gone")
+    job().write(tmp_path / "new")
+    before = (tmp_path / RECORD).read_bytes()
+    shown = {j["name"]: j for j in listed(tmp_path)}
+    assert list(shown) == ["a", "b", "new", "ranks/toy_rank_8", "ranks/toy_rank_16"]
+    assert shown["a"]["error"] == "out of memory"
+    assert (shown["b"]["state"], shown["b"]["step"]) == ("stopped", 2), "no queue runs"
+    content = json.loads(before)
+    (tmp_path / RECORD).write_text(json.dumps({**content, "process": os.getppid()}))
+    assert {j["name"]: j["state"] for j in listed(tmp_path)}["b"] == "training"
+    (tmp_path / RECORD).write_text("{")
+    assert {j["state"] for j in listed(tmp_path)} == {"waiting"}
+    assert listed(tmp_path / "nowhere") == []
 
 
 def test_a_job_that_cannot_be_read_is_named_and_the_others_wait(tmp_path: Path) -> None:

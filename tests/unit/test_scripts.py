@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from .test_sweep import job
 
 
 @pytest.fixture
@@ -69,6 +72,20 @@ def test_a_torn_line_of_a_process_does_not_end_the_queue(workers) -> None:
     assert workers.told('in-graph-lora: {"step": 3}\n') == {"step": 3}
     assert workers.told('in-graph-lora: {"step": 3}warning\n') is None
     assert workers.told("step 3\n") is None
+
+
+def test_a_job_whose_folder_is_deleted_does_not_end_the_queue(workers, comfyui, tmp_path) -> None:
+    from in_graph_lora.trainer.job_queue import FAILED, JobQueue
+
+    for name in ("gone", "there"):
+        job().write(tmp_path / "jobs" / name)
+    queue = JobQueue(tmp_path / "jobs")
+    shutil.rmtree(tmp_path / "jobs" / "gone")
+    stopped = workers.Workers(queue, comfyui, [], [workers.Device("")], []).run()
+    assert not stopped
+    assert queue.progress["gone"].state == FAILED
+    assert "gone was deleted" in queue.progress["gone"].error
+    assert (tmp_path / "jobs" / "there" / "train.log").exists(), "it went on with the rest"
 
 
 def test_names_that_the_console_has_no_letters_for_do_not_end_the_queue(repo_root, comfyui, tmp_path) -> None:

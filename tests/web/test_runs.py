@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..live.test_training import graph, pictures  # noqa: F401 - a fixture
 from ..past_runs import write_report, write_run
+from ..unit.test_sweep import job
 from .page import open_prompt, queue
 
 if TYPE_CHECKING:
@@ -88,7 +89,11 @@ def test_the_panel_shows_runs_their_curves_and_what_differs(canvas: Page, runs: 
     write_run(runs, "toy", rank=4, age=60)
     write_run(runs, "style", rank=32, age=5, run="20261124-130000")
     write_run(runs, "empty", every=0, pictures=False)
+    job().write(runs / "jobs" / "night")
     panel = open_panel(canvas)
+    jobs = panel.locator(".igl-jobs")
+    jobs.get_by_text("Jobs: 1 waiting").click()
+    assert jobs.locator("li").inner_text() == "night · waiting"
     row(canvas, f"toy/{RUN}").locator("path").first.wait_for(state="attached")
     assert "3 runs" in panel.inner_text()
     order = [r.get_attribute("data-run") for r in canvas.locator(".igl-run").all()]

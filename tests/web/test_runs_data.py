@@ -29,6 +29,16 @@ def test_bytes_and_titles_are_short(repo_root):
     assert titles == [{"name": "a b", "started": "2026-11-24 12:01 (2)"}, {"name": "a", "started": "other"}]
 
 
+def test_jobs_are_counted_and_say_what_went_wrong(repo_root):
+    jobs = """[{name: "a", state: "waiting", step: 0, steps: 0, loss: null, error: ""},
+        {name: "b/c", state: "failed", step: 3, steps: 9, loss: 0.1, error: "out of memory; at\\nline 3"}]"""
+    assert js(repo_root, "runs_data.mjs", f"m.jobsTitle({jobs})") == "Jobs: 1 failed, 1 waiting"
+    assert js(repo_root, "runs_data.mjs", f"{jobs}.map(m.jobLine)") == [
+        "a · waiting",
+        "b/c · failed · step 3/9 · out of memory; at",
+    ]
+
+
 def test_only_settings_that_differ_are_listed(repo_root):
     configs = '[{a: {x: 1, y: [1, 2]}, b: "s"}, {a: {x: 2, y: [1, 2]}, c: true}]'
     assert js(repo_root, "runs_data.mjs", f"m.differences({configs})") == [

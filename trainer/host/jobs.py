@@ -11,11 +11,8 @@ import torch
 from ..config import TrainConfig
 from ..data.records import Dataset
 from ..events import Emit, Event, RunOpened
-from ..jobs import Graph, Job, manifest, needed
+from ..jobs import IN_PROMPT, Graph, Job, manifest, needed
 from .paths import comfyui_version
-
-JOB = "in_graph_lora_job"
-"""In a prompt's extra_pnginfo: `Job.content` of what is being trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +30,7 @@ class Origin:
         Raises JobError."""
         if node is None or not isinstance(graph, Mapping) or node not in graph:
             return None
-        job = extra_pnginfo.get(JOB) if isinstance(extra_pnginfo, Mapping) else None
+        job = extra_pnginfo.get(IN_PROMPT) if isinstance(extra_pnginfo, Mapping) else None
         return cls(graph=graph, node=node, job=Job.parsed(job, "the job") if job is not None else None)
 
     def kept(self, job: Job, emit: Emit) -> Emit:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from ..files import is_writing, write_text
 
-_FILE = "training.pid"
+FILE = "training.pid"
 _ours: set[Path] = set()
 
 
 @contextlib.contextmanager
 def in_use(folder: Path) -> Iterator[None]:
     """For the length of the block `is_in_use(folder)` is true, in every process."""
-    path = folder / _FILE
+    path = folder / FILE
     _ours.add(path)
     try:
         write_text(path, str(os.getpid()))
@@ -29,7 +29,7 @@ def in_use(folder: Path) -> Iterator[None]:
 
 def is_in_use(folder: Path) -> bool:
     """False for what a process left behind that was killed."""
-    path = folder / _FILE
+    path = folder / FILE
     try:
         return path in _ours or is_writing(int(path.read_text()[:12]), path.stat().st_mtime)
     except (OSError, ValueError):

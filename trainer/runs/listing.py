@@ -21,6 +21,7 @@ from .checkpoints import LORA, loras, step_reached
 from .evaluated import best_evaluated
 from .folder import RunFolder
 from .history import curve, pictures, prompts
+from .in_use import FILE as IN_USE
 from .in_use import is_in_use
 
 CURVE_POINTS = 200
@@ -108,6 +109,21 @@ class Runs:
             "evaluated": evaluated is not None,
             "before": shown.get(0, []),
         }
+
+    def files(self, run: str) -> dict[str, Path]:
+        """Path below a run's folder, with "/", → each file that is whole and of the run, and no link. Raises
+        StorageError."""
+        root = self.folder(run).path
+        found = {}
+        for parent, folders, names in os.walk(root):
+            own = Path(parent)
+            if own.resolve() != root.resolve() / own.relative_to(root):  # a junction of Windows
+                folders.clear()
+                continue
+            folders[:] = [f for f in folders if not f.startswith(".")]
+            paths = [own / n for n in names if not n.startswith(".") and n != IN_USE]
+            found |= {p.relative_to(root).as_posix(): p for p in paths if p.is_file() and not p.is_symlink()}
+        return dict(sorted(found.items()))
 
     def size(self) -> int:
         """Bytes of all runs."""
