@@ -22,6 +22,7 @@ from .memory.blocks import replaced_forward
 from .memory.live import Live, seconds_of, watched
 from .memory.plan import Measured, Visit
 from .memory.streaming import Packed, Ring
+from .own_loss import LossFunction
 from .ports import Loan
 from .rng import stream
 from .trained import Trained, prepared
@@ -49,6 +50,7 @@ def measure(
     samples: Sequence[CachedSample],
     *,
     start: StartingLora | None = None,
+    own_loss: LossFunction | None = None,
     check_interrupt: Callable[[], None],
 ) -> Measured:
     """samples: one batch, of the largest latents and conditions of the run. start: the LoRA to go on from.
@@ -61,7 +63,7 @@ def measure(
     cuda = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=cuda),
-        prepared(loan, tried, _no_names, _no_names, start) as (trained, objective),
+        prepared(loan, tried, _no_names, _no_names, start, own_loss) as (trained, objective),
         watched(device) as live,
     ):
         probe = _Probe(denoiser.blocks, live, check_interrupt)

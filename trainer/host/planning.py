@@ -30,6 +30,7 @@ from ..memory.advice import explained_out_of_memory
 from ..memory.blocks import blocks
 from ..memory.plan import Measured, leanest_levers
 from ..memory.report import Plan, planned
+from ..own_loss import LossFunction
 from ..ports import Conditioning, ControlPictures, Loan
 from ..runs.folder import RunFolder
 from ..space import size, space
@@ -68,6 +69,7 @@ def plan_run(
     *,
     choices: Choices = UNCHOSEN,
     start: StartingLora | None = None,
+    own_loss: LossFunction | None = None,
     folder: RunFolder | None = None,
 ) -> tuple[Plan | None, MemoryConfig]:
     """The plan, which is said, and the levers to train with. Without a plan where no step could be tried out,
@@ -88,7 +90,12 @@ def plan_run(
         levers = memory if manual else _safest(model, memory)
         try:
             with explained_out_of_memory(config), lend(levers) as loan:
-                _measured[key] = measure(loan, config, samples, start=start, check_interrupt=check_interrupt)
+                _measured[key] = measure(
+                    *(loan, config, samples),
+                    start=start,
+                    own_loss=own_loss,
+                    check_interrupt=check_interrupt,
+                )
         except torch.OutOfMemoryError:
             if manual:
                 raise
