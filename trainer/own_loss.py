@@ -79,12 +79,7 @@ def _parts(function: Any, seen: set[int]) -> Iterator[str]:
         yield inspect.getsource(function)
     except (OSError, TypeError):
         raise _unknown(function, "its source is not in a file") from None
-    read = dict(inspect.getclosurevars(function).nonlocals)
-    for name in sorted(set(_names(function.__code__))):
-        if name in function.__globals__:
-            read[name] = function.__globals__[name]
-    read["defaults"] = (function.__defaults__ or (), function.__kwdefaults__ or {})
-    for name, value in read.items():
+    for name, value in _read(function).items():
         if isinstance(value, FunctionType) and value.__module__ == function.__module__:
             yield name
             yield from _parts(value, seen)
@@ -97,6 +92,13 @@ def _parts(function: Any, seen: set[int]) -> Iterator[str]:
             yield f"{name} {value!r}"
         else:
             raise _unknown(function, f"it reads {name}, {type(value).__name__}")
+
+
+def _read(function: FunctionType) -> dict[str, Any]:
+    """What it finds under each name outside of itself, and its defaults."""
+    outside, found = function.__globals__, dict(inspect.getclosurevars(function).nonlocals)
+    found |= {name: outside[name] for name in sorted({*_names(function.__code__)}) if name in outside}
+    return {**found, "defaults": (function.__defaults__ or (), function.__kwdefaults__ or {})}
 
 
 def _names(code: CodeType) -> Iterator[str]:

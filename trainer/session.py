@@ -82,11 +82,12 @@ def train_lora(
 ) -> Result:
     """Train, save `<name>.safetensors` in its places and keep the run's record below `runs`.
 
-    `preflight.check` comes before. steps: of the whole run, `config.total_steps`. start: an existing LoRA to
-    go on from. own_loss: in place of the config's, which has its name (`with_own_loss`). folder: a run that was stopped, to go on with. sampler: draws the previews. judging: looks at
-    them. plan: by which the next levers are found with fit auto. When a leg is left by an exception or an
-    interrupt, a checkpoint is written first; a requested stop ends the run in order, with what there is.
-    processes: that share the run; all but the main one are given no folder, and write nothing.
+    `preflight.check` comes before. steps: of the whole run, `config.total_steps`. start: an existing LoRA
+    to go on from. own_loss: in place of the config's, which has its name (`with_own_loss`). folder: a run
+    that was stopped, to go on with. sampler: draws the previews. judging: looks at them. plan: by which the
+    next levers are found with fit auto. When a leg is left by an exception or an interrupt, a checkpoint is
+    written first; a requested stop ends the run in order, with what there is. processes: that share the
+    run; all but the main one are given no folder, and write nothing.
     """
     resumed = folder is not None
     if folder is not None and is_in_use(folder.path):

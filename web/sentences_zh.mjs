@@ -453,6 +453,7 @@ export const SENTENCES = [
   ["stopped early at step {}: {} measurements without a lower held-out loss", "在第 {0} 步提前停止：连续 {1} 次测量没有更低的留出损失"],
   ["stopped at step {}; run again to go on from there", "已在第 {0} 步停止；再次运行即可从这里继续"],
   ["{} weights of the blocks are held in {} for the run: {} instead of {}", "训练期间模块的 {0} 个权重以 {1} 存放：{2}，而不是 {3}"],
+  ["on {} devices {} (Train Memory) copies without pinned memory and while the device waits, so steps take longer than on CUDA's", "在 {0} 设备上，{1}（“训练显存”）复制时不使用锁页内存，且设备需要等待，因此每步比 CUDA 设备更慢"],
   ["base_precision is {}, but {} weights of the blocks are quantised in the model already: they stay as loaded", "底模精度为 {0}，但模型中已有 {1} 个权重量化：它们保持加载时的样子"],
   ["plan: {} a pass, {}, {}; {}", "显存方案：每次前向 {0}，{1}，{2}；{3}"],
   ["{} of {} GB of system memory", "系统内存 {0} / {1} GB"],

@@ -64,7 +64,8 @@ def train_on_loaded(
     A run with the same settings, data and models that was finished is loaded, one that was stopped goes on;
     `new_run` starts again. judge: of the previews, the one that config.validation names. origin: the graph
     that asks; the run's folder gets a job. clip_vision: for networks that take what it sees in a start
-    picture. loss: in place of the config's loss of an element. All models come back unchanged, however it ends. ComfyUI's interrupt is raised as it is.
+    picture. loss: in place of the config's loss of an element. All models come back unchanged, however it
+    ends. ComfyUI's interrupt is raised as it is.
 
     In the processes that `processes.join` has brought together it has to be called in all of them, and each
     gets the result; paths are those of the main one.
