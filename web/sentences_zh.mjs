@@ -348,7 +348,7 @@ export const SENTENCES = [
   ["the {} processes of this training do not find each other within {} minutes ({}); start all of them, and let them reach {}:{}", "此训练的 {0} 个进程在 {1} 分钟内没有互相找到（{2}）；请启动全部进程，并确保它们能连接 {3}:{4}"],
   ["{}: not the same as in process 0; bring the same pack, models, pictures and job to every machine", "{0}：与进程 0 不同；请让每台机器使用相同的节点包、模型、图片和任务"],
   ["{} processes share the {} pictures of a step (batch_size {} × accumulation {}), so some have nothing to do; raise batch_size to {} or start fewer", "{0} 个进程分担每步的 {1} 张图片（batch_size {2} × accumulation {3}），有的进程会无事可做；请把 batch_size 提高到 {4}，或减少进程"],
-  ["another process of this training has ended without a word; what was trained is kept, and the same command goes on", "此训练的另一个进程意外结束；已训练的部分已保留，再次运行同一命令即可继续"],
+  ["another process of this training has ended without a word; the same command goes on from the newest checkpoint", "此训练的另一个进程无声无息地结束了；用同一命令可从最新的检查点继续"],
   ["what step {} needs is gone from the cache or was altered; start the same command again, and it is encoded anew", "第 {0} 步所需的缓存已丢失或被改动；请再次运行同一命令，会重新编码"],
   ["{} is missing or no whole JSON file; write the job again with Train LoRA", "{0} 不存在或不是完整的 JSON 文件；请用“训练 LoRA”重新写出任务"],
   ["{} is no job of In-Graph LoRA; write one with Train LoRA, where = job", "{0} 不是 In-Graph LoRA 的任务；请用“训练 LoRA”写出（where 选 job）"],

@@ -12,8 +12,16 @@ import pytest
 import torch
 
 from in_graph_lora.nodes.plan_training import PlanTraining
-from in_graph_lora.trainer.config import AdapterConfig, DataConfig, MemoryConfig, OptimizerConfig, TrainConfig
+from in_graph_lora.trainer.config import (
+    AdapterConfig,
+    DataConfig,
+    MemoryConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from in_graph_lora.trainer.data.scan import scan_folder
+from in_graph_lora.trainer.data.store import usage
 from in_graph_lora.trainer.errors import ModelError
 from in_graph_lora.trainer.events import Notice, Phase, Planned, RunStarted, StepDone
 from in_graph_lora.trainer.host import planning
@@ -143,6 +151,15 @@ def test_levers_of_the_user_stop_at_out_of_memory(loaded, pictures):
         pytest.raises(torch.OutOfMemoryError, match="set checkpointing to 1"),
     ):
         run(loaded, pictures, emit, memory=MemoryConfig(fit="manual"))
+
+
+def test_the_disk_that_the_plan_names_has_the_cache_of_this_dataset(loaded, output, tmp_path):
+    pictures = write_pictures(tmp_path / "pictures", [(64, 64), (128, 32), (64, 64)])
+    result = run(loaded, pictures, steps=1, objective=ObjectiveConfig(caption_dropout=0.5))
+    planned = json.loads((result.run / "plan.json").read_text())["disk"]
+    _, kept = usage(output / "in-graph-lora" / "cache")
+    assert planned["cache"] == pytest.approx(kept, rel=0.03)
+    assert planned["needed"] > planned["cache"]
 
 
 def test_where_not_one_block_fits_the_leanest_levers_are_taken_and_said(loaded, pictures, monkeypatch):
