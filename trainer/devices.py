@@ -26,8 +26,9 @@ def allocator(device: torch.device) -> Any:
 @contextmanager
 def random_kept(device: torch.device, enabled: bool = True) -> Iterator[None]:
     """torch's own generators of the CPU and of this device are afterwards as they were before."""
-    module = _module(device) if enabled else None
-    state = module.get_rng_state(*_where(device)) if hasattr(module, "get_rng_state") else None
+    module: Any = _module(device) if enabled else None
+    knows = hasattr(module, "get_rng_state")
+    state = module.get_rng_state(*_where(device)) if knows else None
     try:
         with torch.random.fork_rng(devices=[], enabled=enabled):
             yield
