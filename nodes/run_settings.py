@@ -31,6 +31,8 @@ def node_settings(config: Mapping[str, Any]) -> dict[str, Any]:
             left.append(f"{name} {value} of the optimizer, which no node has")
     if judge := c.validation.judge:
         left.append(f"the judge of the previews ({judge}), which is connected to Train Preview")
+    if own := c.objective.own_loss:
+        left.append(f"the loss function {own} of a Python program, which no node has")
     return {"nodes": nodes, "left": left}
 
 
@@ -80,7 +82,7 @@ def _all_options(c: TrainConfig) -> dict[str, Widgets]:
     }
     return {
         "LoRAAdapter": adapter,
-        "TrainObjective": asdict(c.objective),
+        "TrainObjective": _without(asdict(c.objective), "own_loss"),
         "TrainOptimizer": optimizer,
         "TrainMemory": asdict(c.memory),
         "PriorPreservation": asdict(c.prior),

@@ -61,7 +61,7 @@ class Leg:
         names = (destination.file_names, destination.text_file_names)
         with (
             session.lend(config.memory) as loan,
-            prepared(loan, config, *names, session.start) as (trained, objective),
+            prepared(loan, config, *names, session.start, session.own_loss) as (trained, objective),
         ):
             fp16 = loan.denoiser.half_precision == torch.float16
             updater = Updater(trained.groups, config, session.steps, fp16=fp16)

@@ -18,10 +18,12 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from .adapters.start import StartingLora
 from .config import TrainConfig
 from .data.batches import CachedSample
+from .devices import random_kept
 from .memory.blocks import replaced_forward
 from .memory.live import Live, seconds_of, watched
 from .memory.plan import Measured, Visit
 from .memory.streaming import Packed, Ring
+from .own_loss import LossFunction
 from .ports import Loan
 from .rng import stream
 from .trained import Trained, prepared
@@ -49,6 +51,7 @@ def measure(
     samples: Sequence[CachedSample],
     *,
     start: StartingLora | None = None,
+    own_loss: LossFunction | None = None,
     check_interrupt: Callable[[], None],
 ) -> Measured:
     """samples: one batch, of the largest latents and conditions of the run. start: the LoRA to go on from.
@@ -58,10 +61,9 @@ def measure(
     tried = replace(config, memory=replace(config.memory, checkpointing=1, compile=False))
     denoiser = loan.denoiser
     device = denoiser.device
-    cuda = [device] if device.type == "cuda" else []
     with (
-        torch.random.fork_rng(devices=cuda),
-        prepared(loan, tried, _no_names, _no_names, start) as (trained, objective),
+        random_kept(device),
+        prepared(loan, tried, _no_names, _no_names, start, own_loss) as (trained, objective),
         watched(device) as live,
     ):
         probe = _Probe(denoiser.blocks, live, check_interrupt)
@@ -348,7 +350,10 @@ def _dequantising(block: nn.Module | None, device: torch.device) -> float:
     if not plain:
         return 0.0
     weight = max(plain, key=torch.Tensor.numel)
-    packed = weight.to(device).to(torch.float8_e4m3fn)
-    packed.to(weight.dtype)
+    try:
+        packed = weight.to(device).to(torch.float8_e4m3fn)
+        packed.to(weight.dtype)
+    except (RuntimeError, TypeError):  # Apple's devices have no fp8; the plan goes without this figure
+        return 0.0
     seconds = seconds_of(lambda: packed.to(weight.dtype), device)
     return seconds / (weight.numel() * weight.element_size())

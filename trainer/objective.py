@@ -24,6 +24,7 @@ from .data.batches import CachedSample, Elsewhere, MicroBatch, same_shape_groups
 from .embedding import Embedding
 from .loss import element_loss, huber_threshold, loss_weight, sample_loss
 from .noise import Noised, add_noise
+from .own_loss import LossFunction, own_element_loss
 from .ports import Conditioning, Denoiser
 from .timesteps import draw_sigma
 
@@ -76,6 +77,8 @@ class Objective:
     adapter: Adapter
     condition_of: ConditionOf = cached_condition
     embedding: Embedding | None = None
+    own_loss: LossFunction | None = None
+    """In place of `config.loss`."""
 
     def draws(self, group: Sequence[CachedSample | Elsewhere], generator: torch.Generator) -> Draws:
         """All random draws of a group, on the CPU, in a fixed order."""
@@ -132,7 +135,11 @@ class Objective:
         noised = drawn.noised
         output = self.denoiser.predict(noised.x_t, noised.sigma, drawn.conditioning)
         target = noised.target if target is None else target
-        elements = element_loss(self.config, output, target, drawn.threshold)
+        if self.own_loss is None:
+            elements = element_loss(self.config, output, target, drawn.threshold)
+        else:
+            name = self.config.own_loss
+            elements = own_element_loss(self.own_loss, name, output, target, noised.sigma)
         loss = drawn.weight * sample_loss(elements, drawn.mask)
         return loss if self.embedding is None else loss + self.embedding.anchor().to(loss.device)
 

@@ -200,8 +200,8 @@ def _noticing() -> Iterator[None]:
 
 def _lost() -> TrainingError:
     return TrainingError(
-        "another process of this training has ended without a word; what was trained is kept, and the same"
-        " command goes on"
+        "another process of this training has ended without a word; the same command goes on from the newest"
+        " checkpoint"
     )
 
 

@@ -25,6 +25,7 @@ from .leg import Leg
 from .loop import TrainState, train
 from .memory.fallback import Fallback, give_back
 from .memory.report import Plan, levers
+from .own_loss import LossFunction
 from .ports import Lend, Sampler
 from .processes import ALONE, Processes
 from .runs import steps as step_names
@@ -72,6 +73,7 @@ def train_lora(
     check_interrupt: Callable[[], None],
     stop_requested: Callable[[], bool] = lambda: False,
     start: StartingLora | None = None,
+    own_loss: LossFunction | None = None,
     folder: RunFolder | None = None,
     sampler: Sampler | None = None,
     judging: Judging | None = None,
@@ -80,11 +82,12 @@ def train_lora(
 ) -> Result:
     """Train, save `<name>.safetensors` in its places and keep the run's record below `runs`.
 
-    `preflight.check` comes before. steps: of the whole run, `config.total_steps`. start: an existing LoRA to
-    go on from. folder: a run that was stopped, to go on with. sampler: draws the previews. judging: looks at
-    them. plan: by which the next levers are found with fit auto. When a leg is left by an exception or an
-    interrupt, a checkpoint is written first; a requested stop ends the run in order, with what there is.
-    processes: that share the run; all but the main one are given no folder, and write nothing.
+    `preflight.check` comes before. steps: of the whole run, `config.total_steps`. start: an existing LoRA
+    to go on from. own_loss: in place of the config's, which has its name (`with_own_loss`). folder: a run
+    that was stopped, to go on with. sampler: draws the previews. judging: looks at them. plan: by which the
+    next levers are found with fit auto. When a leg is left by an exception or an interrupt, a checkpoint is
+    written first; a requested stop ends the run in order, with what there is. processes: that share the
+    run; all but the main one are given no folder, and write nothing.
     """
     resumed = folder is not None
     if folder is not None and is_in_use(folder.path):
@@ -105,6 +108,7 @@ def train_lora(
         check_interrupt=check_interrupt,
         stop_requested=stop_requested,
         start=start,
+        own_loss=own_loss,
         folder=folder or RunFolder(path),
         sampler=sampler,
         judging=judging,
@@ -132,6 +136,7 @@ class Session:
         check_interrupt: Callable[[], None],
         stop_requested: Callable[[], bool],
         start: StartingLora | None,
+        own_loss: LossFunction | None,
         folder: RunFolder,
         sampler: Sampler | None,
         judging: Judging | None,
@@ -140,7 +145,7 @@ class Session:
     ) -> None:
         self.lend, self.data, self.config, self.destination = lend, data, config, destination
         self.show, self.check_interrupt, self.stop_requested = show, check_interrupt, stop_requested
-        self.start, self.folder, self.processes = start, folder, processes
+        self.start, self.own_loss, self.folder, self.processes = start, own_loss, folder, processes
         self.steps = steps
         self.state = TrainState()
         self._lost_at: list[int] = []

@@ -17,12 +17,14 @@ PIXEL = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """Bytes. What is encoded of the pictures is not counted: the cache has a limit of its own."""
+    """Bytes."""
 
     loras: int
     """How many, the one in output/loras among them."""
     states: int
     """How many at once."""
+    cache: int
+    """Of latents and conditions, where none of them is there yet; counted in `needed`."""
     needed: int
     free: int
 
@@ -40,9 +42,11 @@ def space(
     folder: Path,
     side: int,
     before: int = 0,
+    cache: int = 0,
 ) -> Space:
     """adapters, optimizer: bytes of the trained weights and of what is kept for them. folder: of the output,
-    may be missing yet. side: pixels of a preview without a size. before: bytes that the run has written."""
+    may be missing yet. side: pixels of a preview without a size. before: bytes that the run has written.
+    cache: bytes of what is encoded of the dataset."""
     save, preview = config.save, config.preview
     saved = _every(save.every, steps) | {steps}
     drawn = ({0, steps} | _every(preview.every, steps)) if preview.prompts else set()
@@ -56,7 +60,8 @@ def space(
     pixels = (preview.width or side) * (preview.height or side) * len(preview.all_prompts) * len(drawn)
     written = loras * adapters + states * (adapters + optimizer) + LINE * steps
     written += 2 * PIXEL * pixels  # each one by itself and in previews.png
-    return Space(loras=loras, states=states, needed=max(0, written - before), free=free(folder))
+    needed = max(0, written - before) + cache
+    return Space(loras=loras, states=states, cache=cache, needed=needed, free=free(folder))
 
 
 def free(folder: Path) -> int:

@@ -21,6 +21,7 @@ from .memory.offloading import offloaded
 from .memory.streaming import streamed
 from .objective import Objective, cached_condition
 from .optim import ParameterGroups
+from .own_loss import LossFunction
 from .ports import Conditioning, Loan
 from .rules import expressions_of
 
@@ -95,6 +96,7 @@ def prepared(
     names: FileNames,
     text_names: FileNames | None,
     start: StartingLora | None,
+    own_loss: LossFunction | None = None,
 ) -> Iterator[tuple[Trained, Objective]]:
     """Adapters in, blocks compiled and checkpointed, for the length of the block."""
     denoiser, text = loan.denoiser, loan.text
@@ -151,5 +153,6 @@ def prepared(
                 adapter=adapter,
                 condition_of=condition_of,
                 embedding=trained.embedding,
+                own_loss=own_loss,
             ),
         )

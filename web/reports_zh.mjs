@@ -175,7 +175,7 @@ export const REPORTS = [
   ["plan: {} a pass, {} of {} GB on the card, {} of {} GB of system memory, {} of {} GB on the disk, about {} a step; {}", "显存方案：每次前向 {0}，显卡 {1} / {2} GB，系统内存 {3} / {4} GB，磁盘 {5} / {6} GB，每步约 {7}；{#8}"],
   ["plan: {} a pass, {} of {} GB on system memory, {} of {} GB on the disk, about {} a step; {}", "显存方案：每次前向 {0}，系统内存 {1} / {2} GB，磁盘 {3} / {4} GB，每步约 {5}；{#6}"],
   ["{} of {} GB on the disk", "磁盘 {0} / {1} GB"],
-  ["Disk: {} GB of {} GB that are free, with {} LoRA files and {} states at most. What is kept of encoded pictures comes on top.", "磁盘：{0} GB，可用 {1} GB，最多 {2} 个 LoRA 文件和 {3} 个状态。编码后图片的缓存另计。"],
+  ["Disk: {} GB of {} GB that are free, with {} LoRA files and {} states at most and {} GB of encoded pictures, where they are not there yet.", "磁盘：{0} GB，可用 {1} GB，其中最多 {2} 个 LoRA 文件和 {3} 个状态，以及 {4} GB 编码后的图片（若尚未存在）。"],
   ["this run writes about {} GB and {} GB are free on the disk, so it may stop before its end; make space, or set keep_checkpoints (Train Preview)", "此训练约写入 {0} GB，而磁盘可用 {1} GB，可能中途停止；请腾出空间，或设置保留检查点数 (keep_checkpoints)（“训练预览”）"],
   ["plan: {} a pass, {} of {} GB on system memory, about {} a step; {}", "显存方案：每次前向 {0}，系统内存 {1} / {2} GB，每步约 {3}；{#4}"],
   ["System memory: {} GB of {} GB that are free.", "系统内存：{0} GB，可用 {1} GB。"],

@@ -52,7 +52,8 @@ def test_each_precision_learns_and_fp16_goes_through_the_scaler(
     before = fingerprint(loaded)
     result = run(loaded, pictures, tmp_path, manual(precision=precision), steps=2 * STEPS)
     assert fingerprint(loaded) == before
-    assert scaled == [precision == "fp16"] * 2 * STEPS
+    assert set(scaled) == {precision == "fp16"}
+    assert len(scaled) - 2 * STEPS in (0, 1), "the plan tries out one step, where it is not known yet"
     ups = [t for k, t in result.lora.items() if "lora_up" in k]
     assert all(torch.isfinite(t).all() for t in result.lora.values())
     assert any(t.abs().max() > 0 for t in ups)

@@ -36,8 +36,11 @@ def test_the_recipes_of_the_page_run_one_after_the_other(
     found = runpy.run_path(str(script))
     assert found["result"].stopped
     assert found["result"].path.parent == output / "loras"
-    assert len(found["losses"]) == 5
-    assert found["more"].losses == found["losses"], "it went on from step 3"
+    assert len(found["losses"]) == 7
+    assert found["more"].losses == found["losses"][:5], "it went on from step 3"
+    assert found["mine"].losses == found["losses"][5:], "from its own beginning"
+    assert found["mine"].losses != found["losses"][:2]
+    assert "charbonnier " in (found["mine"].run / "config.json").read_text(encoding="utf-8")
 
 
 def test_what_is_no_comfyui_is_refused_and_so_is_another_device_later(comfyui, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from in_graph_lora.trainer.data.batches import CachedSample, MicroBatch, same_sh
 from in_graph_lora.trainer.data.cache import TrainingData
 from in_graph_lora.trainer.data.records import Dataset
 from in_graph_lora.trainer.data.scan import scan_folder
-from in_graph_lora.trainer.errors import TrainingError
+from in_graph_lora.trainer.errors import ConfigError, TrainingError
 from in_graph_lora.trainer.events import StepDone
 from in_graph_lora.trainer.host.model import borrowed
 from in_graph_lora.trainer.objective import Drawn, Objective, backward_batch
@@ -406,3 +406,29 @@ def test_a_single_nan_loss_is_skipped_and_the_run_goes_on(loaded, dataset, data,
     result = run(loaded, dataset, TrainingData(samples=samples), tmp_path, emit=poison_once, steps=4)
     assert seen == [False, True, False, False]
     assert all(t.isfinite().all() for t in result.lora.values())
+
+
+def test_the_gradient_is_that_of_the_loss_function_that_is_given(loaded, data):
+    found = {}
+    with objective(loaded, trained=True, loss="l1") as plain:
+        batch = data.samples[:2]
+        batch_loss(plain, batch)
+        found["l1"] = gradient_of(plain)
+        given = replace(plain, config=ObjectiveConfig(own_loss="own"))
+        functions = {
+            "own l1": lambda p, t, sigma: (p - t).abs(),
+            "by noise": lambda p, t, sigma: sigma.view(-1, 1, 1, 1) * (p - t).abs(),
+        }
+        for name, function in functions.items():
+            batch_loss(replace(given, own_loss=function), batch)
+            found[name] = gradient_of(plain)
+        assert torch.equal(found["l1"], found["own l1"])
+        assert not torch.allclose(found["l1"], found["by noise"])
+        assert found["by noise"].abs().max() > 0
+        wrong = {
+            "own' gave .* for a prediction of": lambda p, t, sigma: (p - t).abs().mean(),
+            "without a gradient": lambda p, t, sigma: (p.detach() - t).abs(),
+        }
+        for why, function in wrong.items():
+            with pytest.raises(ConfigError, match=why):
+                batch_loss(replace(given, own_loss=function), batch)

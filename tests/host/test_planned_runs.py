@@ -12,8 +12,16 @@ import pytest
 import torch
 
 from in_graph_lora.nodes.plan_training import PlanTraining
-from in_graph_lora.trainer.config import AdapterConfig, DataConfig, MemoryConfig, OptimizerConfig, TrainConfig
+from in_graph_lora.trainer.config import (
+    AdapterConfig,
+    DataConfig,
+    MemoryConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from in_graph_lora.trainer.data.scan import scan_folder
+from in_graph_lora.trainer.data.store import usage
 from in_graph_lora.trainer.errors import ModelError
 from in_graph_lora.trainer.events import Notice, Phase, Planned, RunStarted, StepDone
 from in_graph_lora.trainer.host import planning
@@ -79,8 +87,14 @@ def test_trying_out_a_step_changes_neither_the_run_nor_the_model(loaded, picture
     assert all(torch.equal(known.lora[key], tensor) for key, tensor in tried.lora.items())
 
 
+FULL = torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
+FULL_ON_APPLE = RuntimeError("MPS backend out of memory (MPS allocated: 9.07 GB, max allowed: 9.07 GB)")
+
+
 @contextmanager
-def short_of_memory(loaded: Loaded, failing: set[int]) -> Iterator[tuple[list[Any], Callable[[Any], None]]]:
+def short_of_memory(
+    loaded: Loaded, failing: set[int], error: Exception = FULL
+) -> Iterator[tuple[list[Any], Callable[[Any], None]]]:
     """Passes with these numbers, counted after the start of the run, run out of memory."""
     events: list[Any] = []
     passes = 0
@@ -90,7 +104,7 @@ def short_of_memory(loaded: Loaded, failing: set[int]) -> Iterator[tuple[list[An
         if any(isinstance(e, RunStarted) for e in events):
             passes += 1
             if passes in failing:
-                raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
+                raise error
 
     hook = loaded.model.model.diffusion_model.register_forward_pre_hook(count)
     try:
@@ -99,14 +113,19 @@ def short_of_memory(loaded: Loaded, failing: set[int]) -> Iterator[tuple[list[An
         hook.remove()
 
 
-def test_out_of_memory_costs_nothing_the_run_goes_on_with_leaner_levers(loaded, pictures):
+@pytest.mark.parametrize("error", [FULL, FULL_ON_APPLE], ids=["cuda", "mps"])
+def test_out_of_memory_costs_nothing_the_run_goes_on_with_leaner_levers(loaded, pictures, monkeypatch, error):
     straight = run(loaded, pictures)
-    with short_of_memory(loaded, {3}) as (events, emit):
+    with short_of_memory(loaded, {3}, error) as (events, emit):
+        # ComfyUI's own, which knows all kinds of devices.
+        monkeypatch.setattr(planning.mm, "soft_empty_cache", lambda: events.append("emptied"))
         result = run(loaded, pictures, emit, name="short")
     assert [e.step for e in events if isinstance(e, StepDone)] == [1, 2, 3, 4]
     told = [e.message for e in events if isinstance(e, Notice) and e.message.startswith("out of memory")]
     (message,) = told
     assert "at step 3; going on with checkpointing" in message
+    after = [e for e in events[[*map(str, events)].index(str(Notice(message=message))) :]]
+    assert "emptied" in after[: next(i for i, e in enumerate(after) if isinstance(e, StepDone))]
     assert result.losses == pytest.approx(straight.losses, rel=1e-6)
     for key, tensor in straight.lora.items():
         torch.testing.assert_close(result.lora[key], tensor, rtol=1e-5, atol=1e-7)
@@ -132,6 +151,15 @@ def test_levers_of_the_user_stop_at_out_of_memory(loaded, pictures):
         pytest.raises(torch.OutOfMemoryError, match="set checkpointing to 1"),
     ):
         run(loaded, pictures, emit, memory=MemoryConfig(fit="manual"))
+
+
+def test_the_disk_that_the_plan_names_has_the_cache_of_this_dataset(loaded, output, tmp_path):
+    pictures = write_pictures(tmp_path / "pictures", [(64, 64), (128, 32), (64, 64)])
+    result = run(loaded, pictures, steps=1, objective=ObjectiveConfig(caption_dropout=0.5))
+    planned = json.loads((result.run / "plan.json").read_text())["disk"]
+    _, kept = usage(output / "in-graph-lora" / "cache")
+    assert planned["cache"] == pytest.approx(kept, rel=0.03)
+    assert planned["needed"] > planned["cache"]
 
 
 def test_where_not_one_block_fits_the_leanest_levers_are_taken_and_said(loaded, pictures, monkeypatch):

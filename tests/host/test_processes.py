@@ -39,13 +39,13 @@ SIZES = [(64, 64), (128, 32), (64, 64), (64, 64), (128, 32)]
 WORKER = Path(__file__).with_name("processes_worker.py")
 COMMON = TrainConfig(
     name="test",
-    steps=4,
+    steps=2,
     adapter=AdapterConfig(rank=2),
     objective=ObjectiveConfig(caption_dropout=0.3, noise_offset=0.05, input_perturbation=0.1),
     # A larger eps: where a gradient is next to nothing, Adam would make a step of its rounding.
     optimizer=OptimizerConfig(learning_rate=1e-3, accumulation=2, ema_decay=0.9, warmup_steps=1, eps=1e-4),
     data=DataConfig(resolution=64, batch_size=3),
-    save=SaveConfig(every=2),
+    save=SaveConfig(every=1),
     memory=MemoryConfig(fit="manual"),
 )
 CONFIGS = {
@@ -53,20 +53,18 @@ CONFIGS = {
     "everything": replace(
         COMMON,
         name="everything",
-        preview=PreviewConfig(prompts=("a figurine",), every=2, steps=1, cfg=1.0),
-        validation=ValidationConfig(held_out=1, every=2, keep_best=True),
+        preview=PreviewConfig(prompts=("a figurine",), every=1, steps=1, cfg=1.0),
+        validation=ValidationConfig(held_out=1, every=1, keep_best=True),
         prior=PriorConfig(method="class_images", class_prompt="a figurine", class_images=2, steps=1),
     ),
     "text": replace(
         COMMON,
         name="text",
-        steps=2,
         optimizer=replace(COMMON.optimizer, text_encoder_lr=5e-4, accumulation=1),
     ),
     "streamed": replace(
         COMMON,
         name="streamed",
-        steps=2,
         memory=MemoryConfig(fit="manual", streamed=1.0),
         prior=PriorConfig(method="output_preservation", class_prompt="a figurine"),
     ),
@@ -169,7 +167,7 @@ def alone(worker: Worker, pictures: Path, output: Path, tmp_path_factory: pytest
     """The trainings by one process, in a folder of their own; one of them in that of the two, half."""
     folder = tmp_path_factory.mktemp("alone")
     whole = [request(config, [pictures], [folder]) for config in CONFIGS.values()]
-    half = request(CONFIGS["resumed"], [pictures], [output], stop=[0, 2])
+    half = request(CONFIGS["resumed"], [pictures], [output], stop=[0, 1])
     (said,) = worker.run(1, *whole)
     ((_, begun),) = worker.run(1, half)[0].items()
     assert begun["stopped"]
@@ -183,7 +181,7 @@ def both(worker: Worker, alone: Said, pictures: Path, output: Path) -> list[Said
     requests = [request(CONFIGS[name], [pictures], [output]) for name in names]
     # The second process has a disk of its own.
     apart = [output, output.parent / "apart"]
-    return worker.run(2, *requests, request(CONFIGS["stopped"], [pictures], apart, stop=[1, 2]))
+    return worker.run(2, *requests, request(CONFIGS["stopped"], [pictures], apart, stop=[1, 1]))
 
 
 @pytest.mark.parametrize("name", ["everything", "text", "streamed"])
@@ -212,15 +210,15 @@ def test_the_main_process_draws_measures_and_keeps_the_best_as_one_alone_does(bo
 
 
 def test_a_run_of_one_process_goes_on_with_two(both, alone):
-    assert [said["resumed"]["steps"] for said in both] == [[3, 4]] * 2
+    assert [said["resumed"]["steps"] for said in both] == [[2]] * 2
     check_equal(both[0]["resumed"], alone["resumed"])
 
 
 def test_a_stop_on_one_stops_both_and_one_alone_goes_on(worker, both, alone, pictures, output):
-    assert [(said["stopped"]["steps"], said["stopped"]["stopped"]) for said in both] == [([1, 2], True)] * 2
-    assert step_reached(output, "stopped") == 2
+    assert [(said["stopped"]["steps"], said["stopped"]["stopped"]) for said in both] == [([1], True)] * 2
+    assert step_reached(output, "stopped") == 1
     (said,) = worker.run(1, request(CONFIGS["stopped"], [pictures], [output]))
-    assert said["stopped"]["steps"] == [3, 4]
+    assert said["stopped"]["steps"] == [2]
     check_equal(said["stopped"], alone["stopped"])
 
 
@@ -232,19 +230,30 @@ def test_only_the_main_process_writes(both, output):
 
 @pytest.mark.parametrize("fault", ["kill", "interrupt"])
 def test_the_end_of_one_ends_the_other_and_the_work_is_kept(worker, fault, both, pictures, output):
-    config = replace(CONFIGS["stopped"], name=fault, steps=6)
-    main, other = worker.run(2, request(config, [pictures], [output], **{fault: [1, 3]}))
+    config = replace(CONFIGS["stopped"], name=fault, steps=3, save=SaveConfig(every=0))
+    main, other = worker.run(2, request(config, [pictures], [output], **{fault: [1, 2]}))
     said = main[fault]
     if fault == "kill":
         assert not other
         assert said["error"] == "TrainingError"
-        assert "has ended without a word; what was trained is kept" in said["message"]
+        assert "has ended without a word; the same command goes on" in said["message"]
     else:
         assert said["error"] == other[fault]["error"] == "interrupted"
-    assert said["steps"] == [1, 2, 3]
-    assert step_reached(output, fault) == 3, "nothing is lost"
+    assert said["steps"] == [1, 2]
+    assert step_reached(output, fault) == 2, "nothing is lost"
+
+
+def test_when_the_main_process_is_killed_the_other_says_so_and_the_state_is_whole(
+    worker, both, pictures, output
+):
+    config = replace(CONFIGS["stopped"], name="main", steps=3)
+    main, other = worker.run(2, request(config, [pictures], [output], kill=[0, 2]))
+    assert not main
+    assert other["main"]["error"] == "TrainingError"
+    assert "goes on from the newest checkpoint" in other["main"]["message"]
+    assert step_reached(output, "main") == 1
     (more,) = worker.run(1, request(config, [pictures], [output]))
-    assert more[fault]["steps"] == [4, 5, 6]
+    assert more["main"]["steps"] == [2, 3]
 
 
 def test_another_dataset_on_one_machine_is_refused(worker, both, pictures, output, tmp_path):

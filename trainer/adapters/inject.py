@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..block_names import Blocks, block_counts, listed
 from ..config import AdapterConfig
+from ..devices import random_kept
 from ..errors import ConfigError, LoraFileError, ModelError
 from ..rng import stream
 from ..rules import selections
@@ -97,7 +98,8 @@ class Adapter:
         if not self.config.dropout:
             yield
             return
-        with torch.random.fork_rng():
+        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        with random_kept(device):
             purpose = f"dropout in process {process}" if process else "dropout"
             torch.manual_seed(stream(seed, purpose, step).initial_seed())
             yield

@@ -19,7 +19,7 @@ from ..ports import Conditioning, Controls, LatentEncoder, TextEncoder, Traces
 from .batches import CachedSample, Sample
 from .picture_cache import FORMAT, Picture, PictureCache
 from .records import Dataset, ImageRecord
-from .store import Entry, Store, key_of
+from .store import Entry, Store, key_of, size_of
 from .stored import SampleLost, StoredSample
 from .variation import Captions, Variation
 from .views import views
@@ -57,6 +57,31 @@ def cut_to_fit(
         dataset.with_records(r.with_caption(*(fitted[text] for text in r.texts)) for r in dataset.records),
         replace(config, prior=replace(config.prior, class_prompt=fitted[prompt])),
     )
+
+
+def kept_bytes(
+    dataset: Dataset, config: TrainConfig, step: int, *, latent: Tensor, pixels: int, condition: int
+) -> int:
+    """Of all files that a run's latents and conditions take in a store, about; control pictures not counted.
+
+    step: what sides in pixels are multiples of. latent: one of a view with so many pixels in all its frames.
+    condition: bytes of the longest text's file. A text is kept once for each size.
+    """
+    header = size_of(Entry({"latent": latent})) - latent.nbytes
+    masked = 1 + 1 / latent.shape[0]
+    latents: dict[Any, float] = {}
+    texts: set[Any] = set()
+    for record in dataset.records:
+        if record.role == "class" and not config.prior.uses_pictures:
+            continue
+        own = _texts(record, config, live=config.encodes_each_step)
+        for view in views(record, resolution=dataset.resolution, step=step):
+            share = view.size[0] * view.size[1] * view.frames / pixels
+            size = latent.nbytes * share * (masked if record.mask is not None else 1)
+            latents[record.digest, record.mask_digest, view] = header + size
+            texts |= {(text, view.size, view.frames) for text in own.all}
+    tried_out = bool(texts)  # the plan's own text
+    return int(sum(latents.values())) + condition * (len(texts) + tried_out)
 
 
 @dataclass(frozen=True, kw_only=True)

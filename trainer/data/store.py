@@ -235,6 +235,11 @@ class Store:
         self._evict_above = max(self.limit, int(1.05 * self._size))
 
 
+def size_of(entry: Entry) -> int:
+    """Bytes of its file."""
+    return len(_written("0" * 32, entry))
+
+
 def usage(folder: Path) -> tuple[int, int]:
     """(entries, bytes) of a cache."""
     sizes = [size for _, size, _ in _entries(folder)]

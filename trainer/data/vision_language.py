@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..devices import random_kept
 from ..errors import ModelError
 from .captioners import CaptionRequest
 
@@ -61,8 +62,7 @@ class VisionLanguageCaptioner:
     def caption(self, pictures: Sequence[Image.Image], seed: int) -> list[str]:
         inputs = self._inputs(pictures)
         drawing = {"temperature": self._request.temperature} if self._request.draws else {}
-        on = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(on):
+        with random_kept(self._device):
             torch.manual_seed(seed)
             out: Tensor = self._model.generate(
                 **inputs,

@@ -79,6 +79,7 @@ class Checked:
         train_text = self.config.encodes_each_step
         with ExitStack() as loans:
             gc.collect()  # what was on the device before: optimizers hold themselves in circles
+            mm.soft_empty_cache()
             if self.judge is not None:
                 self.judge.leave_device()
             make_room(self.model, self.clip if train_text else None)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..config import AS_LOADED, MemoryConfig
 from ..errors import ModelError
 from ..families import Family, family_of
+from ..memory.advice import without_overlap
 from ..memory.blocks import blocks, by_class
 from ..memory.out_of_place import out_of_place
 from ..memory.streaming import Packed, spread
@@ -195,7 +196,10 @@ def borrowed(patcher: ModelPatcher, memory: MemoryConfig = RESIDENT) -> Iterator
         loan.enter_context(trainable_view(model, staging.view))
         denoiser.away = [Packed(block) for block in away]
         denoiser.base_precision = base.name
-        denoiser.remarks = base.remarks + staging.remarks
+        denoiser.remarks = [
+            *(*base.remarks, *staging.remarks),
+            *without_overlap(denoiser.device, memory),
+        ]
         loan.enter_context(_submodule(model, "model_sampling", raw_output_sampling(sampling)))
         loan.enter_context(kernels.differentiable_kernels())
         with beneath_injections(loan, patcher):

@@ -20,9 +20,10 @@ from torch.utils._pytree import tree_map_only
 from ..adapters.start import StartingLora
 from ..config import BASE_PRECISIONS, MemoryConfig, TrainConfig
 from ..data.batches import CachedSample
+from ..data.cache import kept_bytes
 from ..data.prefetch import AHEAD
 from ..data.records import Dataset
-from ..data.store import IN_MEMORY
+from ..data.store import IN_MEMORY, size_of
 from ..data.views import View, views
 from ..events import Emit, Notice, Phase, Planned
 from ..measure import measure
@@ -30,6 +31,7 @@ from ..memory.advice import explained_out_of_memory
 from ..memory.blocks import blocks
 from ..memory.plan import Measured, leanest_levers
 from ..memory.report import Plan, planned
+from ..own_loss import LossFunction
 from ..ports import Conditioning, ControlPictures, Loan
 from ..runs.folder import RunFolder
 from ..space import size, space
@@ -37,6 +39,7 @@ from ..text import mentions
 from . import paths
 from .base_precision import available
 from .encode import pixel_step
+from .kept_conditions import pack
 from .kept_samples import limit
 from .model import model_family
 from .progress import check_interrupt
@@ -68,6 +71,7 @@ def plan_run(
     *,
     choices: Choices = UNCHOSEN,
     start: StartingLora | None = None,
+    own_loss: LossFunction | None = None,
     folder: RunFolder | None = None,
 ) -> tuple[Plan | None, MemoryConfig]:
     """The plan, which is said, and the levers to train with. Without a plan where no step could be tried out,
@@ -88,7 +92,12 @@ def plan_run(
         levers = memory if manual else _safest(model, memory)
         try:
             with explained_out_of_memory(config), lend(levers) as loan:
-                _measured[key] = measure(loan, config, samples, start=start, check_interrupt=check_interrupt)
+                _measured[key] = measure(
+                    *(loan, config, samples),
+                    start=start,
+                    own_loss=own_loss,
+                    check_interrupt=check_interrupt,
+                )
         except torch.OutOfMemoryError:
             if manual:
                 raise
@@ -122,6 +131,7 @@ def plan_run(
             folder=paths.output_directory(),
             side=dataset.resolution,
             before=size(folder.path) if folder else 0,
+            cache=_on_disk(dataset, config, pixel_step(vae, model), samples[0], largest),
         ),
     )
     emit(Planned(line=plan.line))
@@ -178,6 +188,20 @@ def _samples(
     everything = each * len(dataset.records)
     kept = min(everything, IN_MEMORY + each * batch * (AHEAD + 2)) if limit() else everything
     return [sample] * batch, kept
+
+
+def _on_disk(dataset: Dataset, config: TrainConfig, step: int, sample: CachedSample, largest: View) -> int:
+    """Bytes that the cache takes for this dataset; none where it is in memory."""
+    if not limit():
+        return 0
+    found = sample.conditioning if sample.conditioning is not None else sample.class_conditioning
+    packed = None if found is None else pack(found)
+    return kept_bytes(
+        *(dataset, config, step),
+        latent=sample.latent,
+        pixels=largest.size[0] * largest.size[1] * largest.frames,
+        condition=0 if packed is None else size_of(packed),
+    )
 
 
 def _largest_controls(dataset: Dataset, view: View) -> ControlPictures:

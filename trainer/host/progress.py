@@ -9,8 +9,9 @@ from typing import Any
 import comfy.model_management
 import comfy.utils
 import psutil
-import torch
 from PIL import Image
+
+from ..devices import allocator
 
 PROGRESS_EVENT = "in_graph_lora.progress"
 FILES_EVENT = "in_graph_lora.files"
@@ -50,15 +51,16 @@ class MemoryWatch:
         self.device = comfy.model_management.get_torch_device()
         self._process = psutil.Process()
         self.peak = 0
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        self._counts = allocator(self.device)
+        if self._counts is not None:
+            self._counts.reset_peak_memory_stats(self.device)
         self.now()
 
     def now(self) -> int:
-        if self.device.type == "cuda":
+        if self._counts is not None:
             # The plan's trial resets torch's own peak, so the highest that was seen is kept here.
-            self.peak = max(self.peak, torch.cuda.max_memory_allocated(self.device))
-            return torch.cuda.memory_allocated(self.device)
+            self.peak = max(self.peak, self._counts.max_memory_allocated(self.device))
+            return self._counts.memory_allocated(self.device)
         used = self._process.memory_info().rss
         self.peak = max(self.peak, used)
         return used

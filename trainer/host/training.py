@@ -17,6 +17,7 @@ from ..data.records import Dataset
 from ..errors import ConfigError, TrainingError
 from ..events import Emit, Notice
 from ..memory.report import Plan
+from ..own_loss import LossFunction, with_own_loss
 from ..processes import Interrupted, Processes
 from ..runs.finding import find_run, finished, run_key
 from ..runs.judged import Judging
@@ -56,17 +57,20 @@ def train_on_loaded(
     origin: Origin | None = None,
     judge: ClipVisionJudge | FolderJudge | None = None,
     clip_vision: ClipVisionModel | None = None,
+    loss: LossFunction | None = None,
 ) -> Result:
     """Check everything, encode the dataset, borrow the models, train, save.
 
     A run with the same settings, data and models that was finished is loaded, one that was stopped goes on;
     `new_run` starts again. judge: of the previews, the one that config.validation names. origin: the graph
     that asks; the run's folder gets a job. clip_vision: for networks that take what it sees in a start
-    picture. All models come back unchanged, however it ends. ComfyUI's interrupt is raised as it is.
+    picture. loss: in place of the config's loss of an element. All models come back unchanged, however it
+    ends. ComfyUI's interrupt is raised as it is.
 
     In the processes that `processes.join` has brought together it has to be called in all of them, and each
     gets the result; paths are those of the main one.
     """
+    config = with_own_loss(config, loss)
     processes = Processes.current()
     try:
         with processes.together():
@@ -77,6 +81,7 @@ def train_on_loaded(
                 origin=origin,
                 judge=judge,
                 clip_vision=clip_vision,
+                loss=loss,
             )
     except Interrupted:
         mm.interrupt_current_processing()
@@ -98,6 +103,7 @@ def _trained(
     origin: Origin | None,
     judge: ClipVisionJudge | FolderJudge | None,
     clip_vision: ClipVisionModel | None,
+    loss: LossFunction | None,
 ) -> Result:
     if config.validation.judge and judge is None:
         raise ConfigError(
@@ -168,6 +174,7 @@ def _trained(
                 emit,
                 choices=job.choices,
                 start=job.start,
+                own_loss=loss,
                 folder=folder,
             )
         memory = MemoryConfig(**processes.told(lambda: asdict(memory)))
@@ -187,6 +194,7 @@ def _trained(
                 emit=emit,
                 check_interrupt=check_interrupt,
                 start=job.start,
+                own_loss=loss,
                 stop_requested=stop_requested,
                 folder=folder,
                 sampler=PreviewSampler(model, clip, vae, config.preview, dataset, job.choices),
@@ -223,8 +231,10 @@ def plan_on_loaded(
     emit: Emit,
     *,
     clip_vision: ClipVisionModel | None = None,
+    loss: LossFunction | None = None,
 ) -> Plan:
     """What `train_on_loaded` would do, without encoding, training or saving anything."""
+    config = with_own_loss(config, loss)
     job = checked(model, clip, vae, dataset, config, emit, clip_vision)
     dataset, config = cut_to_fit(job.dataset, job.config, job.texts, emit)
     with torch.inference_mode(False):
@@ -232,6 +242,7 @@ def plan_on_loaded(
             *(model, job.texts.encode, vae, clip, dataset, config, job.prints, job.lend, emit),
             choices=job.choices,
             start=job.start,
+            own_loss=loss,
         )
     if plan is None:
         raise TrainingError(

@@ -7,7 +7,10 @@ from contextlib import contextmanager
 
 import torch
 
-from ..config import AS_LOADED, TrainConfig
+from ..config import AS_LOADED, MemoryConfig, TrainConfig
+
+_OF_ALLOCATORS = ("can't allocate memory", "MPS backend out of memory")
+"""The words of those that have no error of their own for it: the CPU's and Apple's."""
 
 
 @contextmanager
@@ -18,7 +21,7 @@ def explained_out_of_memory(config: TrainConfig) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(f"{out_of_memory_advice(config)} ({error})") from error
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # the CPU allocator's words
+        if not any(words in str(error) for words in _OF_ALLOCATORS):
             raise
         raise torch.OutOfMemoryError(f"{out_of_memory_advice(config)} ({error})") from error
 
@@ -42,3 +45,14 @@ def out_of_memory_advice(config: TrainConfig) -> str:
     else:
         lever = f"lower the resolution in Load Dataset (it is {config.data.resolution}) or the rank"
     return f"training ran out of memory: {lever}; the model on the canvas is unchanged"
+
+
+def without_overlap(device: torch.device, memory: MemoryConfig) -> list[str]:
+    """What is bound to CUDA's streams (AMD's too) and goes without them elsewhere."""
+    used = [name for name in ("streamed", "offload_activations") if getattr(memory, name)]
+    if device.type in ("cpu", "cuda") or not used:
+        return []
+    return [
+        f"on {device.type} devices {' and '.join(used)} (Train Memory) copies without pinned memory and while"
+        " the device waits, so steps take longer than on CUDA's"
+    ]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
+from ..devices import random_kept
 from ..errors import ModelError
 from .blocks import replaced_forward
 from .offloading import Offload
@@ -56,7 +57,8 @@ def _checkpoint(block: nn.Module, offload: Offload | None) -> Callable[..., Any]
         where = [i for i, v in enumerate(values) if isinstance(v, Tensor) and not v.is_inference()]
         tensors = [values[i] for i in where]
         if not checked:
-            with torch.random.fork_rng(enabled=dropout):
+            device = next((t.device for t in tensors), torch.device("cpu"))
+            with random_kept(device, enabled=dropout):
                 _refuse_overwriting(block, forward, tree_unflatten(values, structure), tensors)
             checked = True
         for i in where:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import traceback
 
-import torch
-
 from ..config import MemoryConfig
 from .plan import Measured, leaner
 
@@ -29,11 +27,12 @@ class Fallback:
 
 
 def give_back(error: BaseException) -> None:
-    """Whatever an error's frames, and those of its causes, still hold on the device."""
+    """Lets go of whatever an error's frames, and those of its causes, still hold on the device.
+
+    The host empties the device's cache before it lends the models again.
+    """
     cause: BaseException | None = error
     while cause is not None:
         traceback.clear_frames(cause.__traceback__)
         cause = cause.__cause__ or cause.__context__
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from ..devices import allocator, synchronize
+
 
 class Live(Protocol):
     """Bytes above what was held when the watching began."""
@@ -32,8 +34,8 @@ class Live(Protocol):
 @contextmanager
 def watched(device: torch.device) -> Iterator[Live]:
     """Within the block the device's memory is watched."""
-    if device.type == "cuda":
-        yield _Allocator(device)
+    if (counts := allocator(device)) is not None:
+        yield _Allocator(device, counts)
         return
     with _Storages() as storages:
         yield storages
@@ -42,35 +44,30 @@ def watched(device: torch.device) -> Iterator[Live]:
 def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
     """Wall-clock time of a piece of work, not counting what watching adds to it."""
     with _disable_current_modes():
-        _synchronize(device)
+        synchronize(device)
         start = time.perf_counter()
         work()
-        _synchronize(device)
+        synchronize(device)
         return time.perf_counter() - start
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 class _Allocator:
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, counts: Any) -> None:
+        self.device, self._counts = device, counts
         gc.collect()
-        self._start = torch.cuda.memory_allocated(device)
+        self._start = counts.memory_allocated(device)
         self.mark()
 
     @property
     def now(self) -> int:
-        return torch.cuda.memory_allocated(self.device) - self._start
+        return self._counts.memory_allocated(self.device) - self._start
 
     @property
     def peak(self) -> int:
-        return torch.cuda.max_memory_allocated(self.device) - self._start
+        return self._counts.max_memory_allocated(self.device) - self._start
 
     def mark(self) -> None:
-        torch.cuda.reset_peak_memory_stats(self.device)
+        self._counts.reset_peak_memory_stats(self.device)
 
 
 class _Storages(TorchDispatchMode):

@@ -116,7 +116,8 @@ class Plan:
             return []
         return [
             f"Disk: {gb(d.needed)} GB of {gb(d.free)} GB that are free, with {d.loras} LoRA files and"
-            f" {d.states} states at most. What is kept of encoded pictures comes on top.",
+            f" {d.states} states at most and {gb(d.cache)} GB of encoded pictures, where they are not there"
+            " yet.",
             "",
         ]
 

@@ -74,6 +74,9 @@ class ObjectiveConfig:
     caption_variants: int = 8
     """Texts of a picture that are encoded beforehand, where its caption varies; a text encoder that trains
     gets a new one each time."""
+    own_loss: str = ""
+    """Name of a loss function that Python code gives (`trainer.own_loss`); it replaces `loss`. Empty and a
+    function given: its name and a digest of its source."""
 
     def __post_init__(self) -> None:
         check_choice("timestep_sampling", self.timestep_sampling, TIMESTEP_SAMPLINGS)

@@ -28,7 +28,7 @@ _ON_TRAIN_LORA = {"steps", "seed", "adapter.rank", "adapter.alpha", "optimizer.l
 _ON_TRAIN_LORA |= {"data.batch_size"}
 _NOT_HERE = {"name", "adapter.start_from", "adapter.start_alpha"}
 """Of a run, and not of a way to train."""
-_NO_OUTPUT = {"data.caption_syntax", "data.edit_node", "validation.judge"}
+_NO_OUTPUT = {"objective.own_loss", "data.caption_syntax", "data.edit_node", "validation.judge"}
 """Training Recipe has no output for these, nor for the section `embedding`."""
 
 
