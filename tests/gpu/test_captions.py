@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.utils import is_torchvision_available
 
 from in_graph_lora.trainer.data.captioners import CaptionRequest
 from in_graph_lora.trainer.data.vision_language import VisionLanguageCaptioner
@@ -28,6 +29,8 @@ PICTURES = [
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_captioner_in_fp32_says_the_same_as_on_the_cpu(kind: str, tmp_path: Path, device: torch.device):
+    if kind == "qwen2_vl" and not is_torchvision_available():
+        pytest.skip("transformers reads this kind's pictures with torchvision")
     folder = MAKERS[kind](tmp_path / kind)
     said = []
     for where in (device, torch.device("cpu")):

@@ -232,7 +232,8 @@ def run_all(items: Sequence[Item], results: Results, environment: dict[str, str]
                 if code == TIMED_OUT and time.monotonic() > end - LEAST:  # it had less than it may take
                     left.append(item.title)
                     break
-                outcome = {0: "passed", 1: "failed"}.get(code, "broken")
+                # 5: all was skipped before it began.
+                outcome = {0: "passed", 1: "failed", 5: "skipped"}.get(code, "broken")
                 results.put(item.title, outcome, code=code, seconds=round(took, 1))
                 break
     return left
