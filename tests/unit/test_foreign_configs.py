@@ -110,6 +110,17 @@ WANTED: dict[str, tuple[str, tuple[str, ...], dict[str, Any], set[str]]] = {
         },
         set(),
     ),
+    "diffusers_custom_diffusion.sh": (
+        "diffusers, Custom Diffusion",
+        ("sd_v1",),
+        {
+            "adapter.kind": "full", "adapter.targets": "cross-attention", "adapter.hold_first_token": True,
+            "optimizer.learning_rate": 4e-5, "optimizer.weight_decay": 0.01, "optimizer.schedule": "constant",
+            "prior.method": "class_images", "prior.class_images": 150, "prior.class_prompt": "teapot",
+            "framing.flip": True, "framing.crop": "center", "data.batch_size": 2, "steps": 250, "seed": 42,
+        },
+        set(),
+    ),
     "lora_metadata.json": (
         "metadata of a LoRA",
         ("sd_v1",),
@@ -155,6 +166,19 @@ def test_every_setting_of_a_table_exists_and_no_name_is_there_twice():
         assert not set(tool.fields) & set(listed), tool.title
         assert tool.signs
         assert tool.source
+
+
+def test_custom_diffusion_says_what_its_script_does_and_the_graph_does_not() -> None:
+    line = "python train_custom_diffusion.py --modifier_token '<a>+<b>' --learning_rate 1e-5"
+    found = of(line)
+    assert found.settings["adapter.targets"] == "kv"
+    assert found.settings["optimizer.learning_rate"] == 1e-5
+    assert found.left[OTHER_NODES]["modifier_token"] == "<a>+<b>"
+    notes = " ".join(found.notes)
+    for words in ("initial_word ktn", "<b> would be left out", "without noaug", "stretched"):
+        assert words in notes
+    assert "without noaug" not in " ".join(of(f"{line} --noaug").notes)
+    assert "freeze_model" in of(f"{line} --freeze_model all").left[NONE]
 
 
 def test_our_own_config_comes_back_whole(tmp_path):

@@ -2,6 +2,7 @@
 
 from ..tool import Tool
 from .ai_toolkit import AI_TOOLKIT
+from .custom_diffusion import CUSTOM_DIFFUSION
 from .diffusers import DIFFUSERS
 from .kohya import KOHYA, MUSUBI
 from .kohya_gui import GUI
@@ -9,5 +10,7 @@ from .metadata import METADATA, OWN
 from .onetrainer import ONETRAINER
 from .simpletuner import SIMPLETUNER
 
-TOOLS: tuple[Tool, ...] = (OWN, METADATA, ONETRAINER, AI_TOOLKIT, SIMPLETUNER, GUI, MUSUBI, KOHYA, DIFFUSERS)
+TOOLS: tuple[Tool, ...] = (
+    OWN, METADATA, ONETRAINER, AI_TOOLKIT, SIMPLETUNER, GUI, MUSUBI, KOHYA, CUSTOM_DIFFUSION, DIFFUSERS,
+)  # fmt: skip
 """Those whose signs are rarer come first."""

@@ -173,7 +173,7 @@ DIFFUSERS = Tool(
         NONE: "prodigy_* adam_weight_decay_text_encoder do_edm_style_training class_labels_conditioning"
         " tokenizer_max_length text_encoder_use_attention_mask precondition_outputs lora_blocks"
         " prediction_type"
-        " do_fp8_training bnb_quantization_config_path max_sequence_length freeze_model",
+        " do_fp8_training bnb_quantization_config_path max_sequence_length",
         DATA: "instance_data_dir class_data_dir dataset_name dataset_config_name train_data_dir image_column"
         " caption_column repeats max_train_samples aspect_ratio_buckets use_aspect_ratio_buckets"
         " image_interpolation_mode",

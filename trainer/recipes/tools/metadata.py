@@ -119,6 +119,7 @@ OWN = Tool(
         FILES: "name modelspec.* in_graph_lora.* format",
         MODEL: "ss_* adapter.start_from adapter.start_alpha data.digest",
         OTHER_NODES: "embedding.* data.caption_syntax data.edit_node validation.judge",
+        NONE: "objective.own_loss",
     },
     defaults={name: value for name, value in DEFAULTS.items() if not name.startswith("framing.")},
     rename=own_names,
