@@ -223,6 +223,7 @@ export const REPORTS = [
   ["{} of {} pictures says nothing; it needs {}", "{0} 用 {1} 张图片说明不了什么；需要 {2} 张"],
   ["FID is over the unrelated prompts", "FID 基于无关提示词"],
   ["IS is not measured: it needs a classifier; name a folder of a transformers image classifier in classifier_folder", "没有测量 IS：需要分类器；请在分类器文件夹中填写 transformers 图像分类器的文件夹"],
+  ["the held-out loss is on the weights as loaded; the training held them in {}", "留出损失在按加载精度的权重上测量；训练时权重以 {0} 保存"],
   ["higher, {}", "高，{#0}"],
   ["lower, {}", "低，{#0}"],
   ["{} trigger", "{0} 张，触发词"],

@@ -159,6 +159,20 @@ def test_the_held_out_loss_is_that_of_the_training(loaded, dataset, output, resu
     assert len(set(measured.values())) == 3
 
 
+def test_the_report_says_that_the_training_held_its_weights_in_another_precision(loaded, dataset, output):
+    file = next(output.rglob("config.json"))
+    before = file.read_text(encoding="utf-8")
+    config = json.loads(before)
+    config["memory"]["base_precision"] = "fp8"
+    file.write_text(json.dumps(config), encoding="utf-8")
+    try:
+        told = evaluate(loaded, run=run_name(), dataset=dataset)[3]
+    finally:
+        file.write_text(before, encoding="utf-8")
+    assert "the held-out loss is on the weights as loaded; the training held them in fp8" in told
+    assert "weights as loaded" not in evaluate(loaded, run=run_name(), dataset=dataset)[3]
+
+
 def test_pictures_equal_those_of_compare_baseline(loaded, result):
     _, _, grid, _ = evaluate(loaded, lora=result.lora, images_per_prompt=1)
     with torch.inference_mode():

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ... import __version__
-from ..config import TrainConfig
+from ..config import AS_LOADED, TrainConfig
 from ..data.records import Dataset
 from ..errors import ConfigError
 from ..events import Event, Notice
@@ -255,6 +255,9 @@ def _as_trained(
     node, held_out = question.trained.data.edit_node, question.trained.validation.held_out
     choices = choices_of(model, node, question.start_vision, emit, "start_clip_vision")
     dataset = as_trained(question.dataset, model, clip, vae, choices, held_out, emit)
+    if held_out and (precision := question.trained.memory.base_precision) != AS_LOADED:
+        # A merged LoRA would be quantised with its weight, which the training never does.
+        told.append(f"the held-out loss is on the weights as loaded; the training held them in {precision}")
     return dataset, choices, told
 
 
