@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -45,13 +46,27 @@ def browser() -> Iterator[Browser]:
         chromium.close()
 
 
-@pytest.fixture(params=["classic", "nodes_2_0"])
-def canvas(request: pytest.FixtureRequest, browser: Browser, server: Server) -> Iterator[Page]:
-    """ComfyUI's page with an empty-handed start, in the classic canvas and in Nodes 2.0.
+RENDERERS = ["classic", "nodes_2_0"]
 
-    `page.complaints` collects what the console says about this extension.
-    """
-    enabled = request.param == "nodes_2_0"
+
+@pytest.fixture(params=RENDERERS)
+def canvas(request: pytest.FixtureRequest, browser: Browser, server: Server) -> Iterator[Page]:
+    """A page of ComfyUI's, in the classic canvas and in Nodes 2.0."""
+    with opened(browser, server, request.param) as page:
+        yield page
+
+
+@pytest.fixture(scope="module", params=RENDERERS)
+def same_canvas(request: pytest.FixtureRequest, browser: Browser, server: Server) -> Iterator[Page]:
+    """The same for tests that load a workflow and leave nothing else: opening a page takes seconds."""
+    with opened(browser, server, request.param) as page:
+        yield page
+
+
+@contextmanager
+def opened(browser: Browser, server: Server, renderer: str) -> Iterator[Page]:
+    """With an empty-handed start. `page.complaints` collects what the console says about this extension."""
+    enabled = renderer == "nodes_2_0"
     post(f"{server.url}/settings/Comfy.VueNodes.Enabled", str(enabled).lower())
     post(f"{server.url}/settings/Comfy.TutorialCompleted", "true")  # else the templates lie over the canvas
     context = browser.new_context(viewport={"width": 1600, "height": 1000})
